@@ -1,0 +1,35 @@
+# Each target sets up what it needs. PYTHON and TORCH may be set:
+#   make install PYTHON=python3.12 TORCH='torch>=2.11'   (a CUDA machine takes any torch from 2.11)
+PYTHON ?= python3
+# A plain `torch` pulls gigabytes of CUDA libraries; this release has a CPU build.
+TORCH ?= torch==2.13.0
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint types clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install $(PIP_FLAGS) '$(TORCH)'
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/prefloop demo
+
+test: install lint types
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

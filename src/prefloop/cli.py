@@ -1,0 +1,233 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` does not wait for torch."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prefloop.errors import ConfigError, DataError, Interrupted, PrefloopError
+
+app = typer.Typer(
+    name="prefloop",
+    help="Improve a language model on its own output: sample, judge, pair, train, evaluate, gate, and again.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Target = Annotated[str, typer.Argument(help="A method's name (see `prefloop methods`) or a recipe file (.yaml).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings, as key=value: train.learning_rate=1e-5")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Move results of other settings aside and make them again.")]
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the error knows (see `prefloop.errors`)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except PrefloopError as error:
+        errors.print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", style="bold", markup=False)
+        if isinstance(error, Interrupted):
+            errors.print(f"Nothing is lost. To go on: {_again()}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print(f"stopped at once; finished parts are kept. To go on: {_again()}", markup=False, highlight=False)
+        sys.exit(Interrupted.exit_code)
+
+
+@app.command()
+def run(
+    target: Target,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME")] = None,
+    redo: Redo = False,
+) -> None:
+    """Run a recipe; the same command goes on after a stop or a kill."""
+    from prefloop.launch import read_recipe
+
+    recipe, origins = read_recipe(target, overrides or [])
+    _run(recipe, origins, out or Path("runs") / (recipe.name or recipe.recipe), redo)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo")] = None,
+    reckless: Annotated[
+        bool, typer.Option("--reckless", help="Far too high a learning rate: see the gate refuse the round.")
+    ] = False,
+    redo: Redo = False,
+) -> None:
+    """Three rounds on the embedded story model, offline, on a CPU: it learns to tell happier stories."""
+    from prefloop.launch import DEMO, RECKLESS, read_recipe
+
+    recipe, origins = read_recipe("iterative_dpo", RECKLESS if reckless else DEMO)
+    _run(recipe, origins, out or Path("runs") / recipe.name, redo)
+
+
+@app.command()
+def check(
+    target: Target,
+    overrides: Overrides = None,
+    data_only: Annotated[bool, typer.Option("--data-only", help="Do not look at the model (no torch).")] = False,
+) -> None:
+    """Say in seconds whether recipe, model folder and prompts can be used, and show exact prompts."""
+    from prefloop.launch import read_recipe
+    from prefloop.preflight import check_data, check_policy
+
+    recipe, _ = read_recipe(target, overrides or [])
+    for line in check_data(recipe):
+        console.print(line, markup=False, highlight=False)
+    if not data_only:
+        for line in check_policy(recipe):
+            console.print(line, markup=False, highlight=False)
+    console.print("ok", style="green")
+
+
+@app.command()
+def init(
+    target: Target,
+    overrides: Overrides = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Where to write. Default: METHOD.yaml")] = None,
+) -> None:
+    """Write a commented recipe file for your model and prompts."""
+    from prefloop.template import write_template
+
+    path = file or Path(f"{target}.yaml")
+    write_template(path, target, overrides or [])
+    console.print(f"{path} written. Set policy, prompts and judge, then: prefloop run {path}", markup=False)
+
+
+@app.command()
+def show(run_folder: RunFolder) -> None:
+    """Print what a run has found so far."""
+    from prefloop.artifact import read_json
+    from prefloop.ledger import SUMMARY
+
+    _require_run(run_folder)
+    _show(run_folder, read_json(run_folder / SUMMARY))
+
+
+@app.command()
+def report(run_folder: RunFolder) -> None:
+    """Write the run's report.html anew."""
+    from prefloop.evaluate.report import write_report
+
+    _require_run(run_folder)
+    console.print(str(write_report(run_folder)), markup=False, highlight=False)
+
+
+@app.command()
+def export(
+    what: Annotated[str, typer.Argument(help="policy: the best policy's folder; pairs: all pairs as JSONL.")],
+    run_folder: RunFolder,
+    to: Annotated[Path, typer.Argument(help="A folder (policy) or a .jsonl file (pairs) that does not exist yet.")],
+) -> None:
+    """Copy the best policy, or all pairs in TRL's format, out of a run."""
+    from prefloop.export import export_pairs, export_policy
+
+    _require_run(run_folder)
+    actions: dict[str, Callable[[Path, Path], str]] = {"policy": export_policy, "pairs": export_pairs}
+    if what not in actions:
+        raise ConfigError(f"export: {what!r} cannot be exported; choose policy or pairs")
+    console.print(actions[what](run_folder, to), markup=False, highlight=False)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """List the methods, their state and their source."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from prefloop.recipes import methods as all_methods
+
+    found = all_methods()
+    if as_json:
+        typer.echo(json.dumps([asdict(m) for m in found], indent=1))
+        return
+    table = Table("method", "state", "source", "what it is", box=None, padding=(0, 2, 0, 0))
+    for method in found:
+        table.add_row(method.name, method.state, method.source, method.summary)
+    console.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe file, for editors."""
+    from prefloop.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
+    from prefloop.console import ConsoleProgress
+    from prefloop.loop import run as run_loop
+
+    progress = ConsoleProgress(console)
+    try:
+        with _stop_requested() as stop:
+            summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
+    finally:
+        progress.close()
+    _show(root, summary)
+
+
+def _show(root: Path, summary: dict[str, Any]) -> None:
+    from prefloop.evaluate.terminal import summary_table
+
+    console.print()
+    console.print(summary_table(summary))
+    for entry in summary["rounds"]:
+        label = "promoted" if entry["accepted"] else "refused"
+        for index, reason in enumerate(entry["why"]):
+            head = f"round {entry['round']} {label}: " if index == 0 else "  "
+            console.print(head + reason, markup=False, highlight=False)
+    for warning in summary["warnings"]:
+        console.print(f"note: {warning}", markup=False, highlight=False, style="dim")
+    console.print()
+    console.print(summary["verdict"], style="bold", markup=False, highlight=False)
+    if summary["policy_best"]["round"] >= 0:
+        console.print(f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False)
+    if (root / "report.html").exists():
+        console.print(f"report       {root / 'report.html'}", markup=False, highlight=False)
+
+
+def _require_run(root: Path) -> None:
+    if not (root / "summary.json").is_file():
+        raise DataError(f"{root}: not a run folder (no summary.json); give the folder that `prefloop run` wrote")
+
+
+def _again() -> str:
+    return shlex.join(["prefloop", *sys.argv[1:]])
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop at the next safe point; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        errors.print("\nstopping at the next safe point; once more to stop at once", markup=False)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

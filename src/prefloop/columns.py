@@ -1,0 +1,108 @@
+"""Records to Parquet and back. The Arrow schema is read off the record's own type hints."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+R = TypeVar("R")
+
+_SCALARS: dict[type, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+}
+_FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {}
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (UnionType, Union):
+        (inner,) = [arg for arg in get_args(hint) if arg is not NoneType]
+        return inner
+    return hint
+
+
+def arrow_type(hint: Any) -> pa.DataType:
+    """Return the Arrow type of a type hint made of records, tuples, scalars and `None`."""
+    hint = _without_none(hint)
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if get_origin(hint) is tuple:
+        return pa.list_(arrow_type(get_args(hint)[0]))
+    if is_dataclass(hint):
+        return pa.struct([pa.field(name, arrow_type(kind)) for name, kind in _fields(hint)])
+    raise TypeError(f"columns: no Arrow type for {hint!r}")
+
+
+def _fields(record: Any) -> tuple[tuple[str, Any], ...]:
+    """Return (name, type hint) of each field, read once for each class."""
+    if record not in _FIELDS:
+        hints = get_type_hints(record)
+        _FIELDS[record] = tuple((f.name, hints[f.name]) for f in fields(record))
+    return _FIELDS[record]
+
+
+def schema(record: type) -> pa.Schema:
+    """Return the Arrow schema of a record class."""
+    return pa.schema([pa.field(name, arrow_type(kind)) for name, kind in _fields(record)])
+
+
+def to_plain(value: Any) -> Any:
+    """Return `value` with records as dicts and tuples as lists, as Arrow and JSON take them."""
+    if is_dataclass(value):
+        return {name: to_plain(getattr(value, name)) for name, _ in _fields(type(value))}
+    if isinstance(value, tuple) and value and not isinstance(value[0], (int, float, str)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def _decoder(hint: Any) -> Callable[[Any], Any]:
+    """Return the function that turns Arrow's plain value back into what `hint` says."""
+    inner = _without_none(hint)
+    if get_origin(inner) is tuple:
+        item = get_args(inner)[0]
+        if _without_none(item) in _SCALARS:
+            return lambda value: None if value is None else tuple(value)
+        decode_item = _decoder(item)
+        return lambda value: None if value is None else tuple(decode_item(v) for v in value)
+    if is_dataclass(inner):
+        parts = [(name, _decoder(kind)) for name, kind in _fields(inner)]
+        make: Callable[..., Any] = inner  # type: ignore[assignment]
+        return lambda value: None if value is None else make(**{k: d(value[k]) for k, d in parts})
+    return lambda value: value
+
+
+def from_plain(record: type[R], value: dict[str, Any]) -> R:
+    """Return the record that `to_plain` made `value` from.
+
+    Raises:
+        KeyError: a field is missing.
+
+    """
+    decoded: R = _decoder(record)(value)
+    return decoded
+
+
+def write_rows(path: Path, record: type, rows: Iterable[Any]) -> int:
+    """Write `rows` to one Parquet file and return how many there were. The same rows give the same bytes."""
+    table = pa.Table.from_pylist([to_plain(row) for row in rows], schema=schema(record))
+    pq.write_table(table, path, compression="zstd")
+    return int(table.num_rows)
+
+
+def read_rows(path: Path, record: type[R]) -> Iterable[R]:
+    """Yield the records of one Parquet file, without holding more than a row group in memory."""
+    decode = _decoder(record)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from (decode(value) for value in batch.to_pylist())
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file, from its footer."""
+    return int(pq.read_metadata(path).num_rows)

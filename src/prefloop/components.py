@@ -1,0 +1,159 @@
+"""Find and build the part that a recipe names by `kind`: the file's name in its folder, or `./my_file.py:Name`.
+
+There is no list to register in. A file `judge/reward_model.py` holds the class `RewardModel`: the class whose name,
+in lower case, is the file's name without underscores.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from prefloop.artifact import file_digest
+from prefloop.errors import ConfigError
+from prefloop.protocols import Gate, Judge, Loss, PairBuilder, Sampler
+from prefloop.recipe import Recipe, Spec, nearest
+from prefloop.userfile import import_user
+
+FOLDERS = {
+    "sampler": "sample",
+    "judge": "judge",
+    "eval_judge": "judge",
+    "pair_builder": "pair",
+    "loss": "losses",
+    "gate": "evaluate",
+}
+"""The folder in which the `kind` of each recipe field is looked up."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of a run, built and validated."""
+
+    sampler: Sampler
+    eval_sampler: Sampler
+    judge: Judge
+    eval_judge: Judge
+    pair_builder: PairBuilder
+    loss: Loss
+    gate: Gate
+
+
+def build_parts(recipe: Recipe) -> Parts:
+    """Build every component that `recipe` names.
+
+    Raises:
+        ConfigError: unknown kind or field, or a value of the wrong type or out of range.
+
+    """
+    if recipe.judge is None:
+        raise ConfigError(
+            f"judge: not set; choose judge.kind from {', '.join(kinds('judge'))}, or ./my_judge.py:MyJudge"
+        )
+    sampler = build("sampler", recipe.sampler)
+    judge = build("judge", recipe.judge)
+    return Parts(
+        sampler=sampler,
+        eval_sampler=dataclasses.replace(sampler, completions=recipe.evaluate.completions),
+        judge=judge,
+        eval_judge=build("eval_judge", recipe.eval_judge) if recipe.eval_judge else judge,
+        pair_builder=build("pair_builder", recipe.pair_builder),
+        loss=build("loss", recipe.loss),
+        gate=build("gate", recipe.gate),
+    )
+
+
+def build(place: str, spec: Spec) -> Any:
+    """Build the component `spec` of the recipe field `place`.
+
+    Raises:
+        ConfigError: unknown kind or field, or a value of the wrong type or out of range.
+
+    """
+    component = component_class(place, spec.kind)
+    settings = spec.settings()
+    known = [f.name for f in dataclasses.fields(component) if f.init]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"{place}.{name}: unknown key for kind {spec.kind}; {nearest(name, known)}")
+    try:
+        return TypeAdapter(component).validate_python(settings)
+    except ValidationError as error:
+        lines = [
+            f"{place}.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            if e["type"] not in ("missing", "missing_argument")
+            else f"{place}.{e['loc'][0]}: not set, and kind {spec.kind} needs it"
+            for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def component_class(place: str, kind: str) -> type:
+    """Return the class that `kind` names in the folder of the recipe field `place`.
+
+    Raises:
+        ConfigError: there is no such file or class, or it is not a dataclass.
+
+    """
+    if ":" in kind or kind.endswith(".py"):
+        found = import_user(kind, f"{place}.kind")
+    else:
+        folder = FOLDERS[place]
+        module_name = f"prefloop.{folder}.{kind}"
+        if not kind.isidentifier() or importlib.util.find_spec(module_name) is None:
+            hint = nearest(kind, kinds(place)).replace("known keys", "there are")
+            raise ConfigError(f"{place}.kind: no {kind!r} in prefloop/{folder}; {hint} Or ./my_file.py:Name")
+        found = class_of(importlib.import_module(module_name))
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{place}.kind: {kind} is not a dataclass; its fields are the settings (see docs/extend.md)")
+    return found
+
+
+def class_of(module: Any) -> type | None:
+    """Return the component class of a module: the one named like the file; `None` for a file of helpers."""
+    wanted = module.__name__.rpartition(".")[2].replace("_", "")
+    for name, value in vars(module).items():
+        if isinstance(value, type) and name.lower() == wanted and value.__module__ == module.__name__:
+            return value
+    return None
+
+
+def kinds(place: str) -> list[str]:
+    """Return the kinds that the recipe field `place` can have: the files of its folder that define one."""
+    package = importlib.import_module(f"prefloop.{FOLDERS[place]}")
+    found = []
+    for item in pkgutil.iter_modules(package.__path__):
+        source = Path(package.__path__[0], f"{item.name}.py").read_text(encoding="utf-8")
+        wanted = item.name.replace("_", "")
+        if any(line.lower().startswith((f"class {wanted}:", f"class {wanted}(")) for line in source.splitlines()):
+            found.append(item.name)
+    return found
+
+
+def key_of(component: Any, kind: str) -> dict[str, Any]:
+    """Return what a stage's key says of a component: kind and every field; for a user's file its digest too."""
+    settings: dict[str, Any] = {"kind": kind, **dataclasses.asdict(component)}
+    for value in (kind, *settings.values()):
+        if isinstance(value, str) and ".py:" in value:
+            settings[f"sha256 of {value.partition(':')[0]}"] = file_digest(Path(value.partition(":")[0]))
+    return settings
+
+
+def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    """Return the recipe with every default of every component written out."""
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    for place in ("sampler", "judge", "pair_builder", "loss", "gate"):
+        values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
+    if recipe.eval_judge is not None:
+        values["eval_judge"] = {"kind": recipe.eval_judge.kind, **_plain(parts.eval_judge)}
+    return values
+
+
+def _plain(component: Any) -> Mapping[str, Any]:
+    return {f.name: getattr(component, f.name) for f in dataclasses.fields(component) if f.init}

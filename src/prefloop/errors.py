@@ -1,0 +1,67 @@
+"""The exceptions of prefloop. Each says what was wrong, where, and what to do, and knows its exit code.
+
+PrefloopError
+├── ConfigError          2   a choice cannot be carried out; raised before any work
+│   ├── StaleArtifact    2   a folder holds the result of other settings
+│   └── RunLocked        2   another process works on the run folder
+├── DataError            3   prompts, pairs or a model folder that cannot be used
+│   └── CorruptArtifact  3   a finished artifact no longer matches its manifest
+├── JudgeError           4   a judge failed for good
+├── SamplerError         4   a sampler or its server failed for good
+├── TrainingDiverged     5   loss or gradient is not finite
+└── Interrupted         75   stopped on request; the same command continues
+"""
+
+
+class PrefloopError(Exception):
+    """Base of every error that prefloop raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(PrefloopError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+    exit_code = 2
+
+
+class StaleArtifact(ConfigError):
+    """A stage's folder was made with other settings or other inputs."""
+
+
+class RunLocked(ConfigError):
+    """The run folder is in use by another process."""
+
+
+class DataError(PrefloopError):
+    """Input data cannot be used: the message names file and line."""
+
+    exit_code = 3
+
+
+class CorruptArtifact(DataError):
+    """A file of a finished artifact is missing or does not have the bytes that its manifest records."""
+
+
+class JudgeError(PrefloopError):
+    """The judge failed for good; what it scored before is kept."""
+
+    exit_code = 4
+
+
+class SamplerError(PrefloopError):
+    """The sampler failed for good; finished parts are kept."""
+
+    exit_code = 4
+
+
+class TrainingDiverged(PrefloopError):
+    """Loss or gradient became infinite or NaN: the message names step, tensor and last good state."""
+
+    exit_code = 5
+
+
+class Interrupted(PrefloopError):
+    """The run was asked to stop and did so at a safe point."""
+
+    exit_code = 75

@@ -1,0 +1,405 @@
+"""Metrics of a policy on held-out prompts: how good, how far from the start, and whether the text is still
+sound.
+
+Every policy completes the same held-out prompts, so comparisons are within a prompt.
+
+- `judge_score`: mean score, over a prompt's completions, then over prompts.
+- `judge_score_gain`, `judge_score_gain_best`: the candidate's mean score minus that of the start, or of the
+  best policy so far, within each prompt; mean over prompts.
+- `win_rate_vs_start`, `win_rate_vs_best` (0–100 %): share of comparisons with a higher score, ties half. Each
+  of a prompt's completions is compared with each of the other policy's, all K × K; mean over prompts.
+  Completions share no more than the prompt, so pairing index with index would only throw comparisons away.
+- `kl_policy_start` (nats per token): KL(policy ‖ start), estimator k1: Σ (log π − log π_start) / number of
+  tokens, over the tokens the policy sampled, the end token included. Log-probs are at temperature 1, so this
+  estimates the KL where samples are drawn at temperature 1 without top-p; other settings weight tokens as
+  drawn.
+- `length` (tokens): tokens sampled, the end token included.
+- `repetition` (share, 0–1): 1 − distinct / total of a completion's runs of 3 consecutive words; 0 for fewer
+  than 3 words. See `words` for what a word is.
+- `distinct_2` (share, 0–1): distinct / total of 2 consecutive words over all completions of all prompts (Li
+  et al. 2016, arXiv 1510.03055). It falls with the number of completions, so compare it within a run only.
+- `stopped` (0–100 %): share of completions that ended by themselves, `finish_reason` stop.
+
+A completion that the judge gave no score is left out of score metrics and counted in `facts`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from prefloop.errors import DataError
+from prefloop.evaluate.bootstrap import (
+    RESAMPLES,
+    FloatArray,
+    Interval,
+    jackknife,
+    paired_bootstrap,
+    ratio_bootstrap,
+)
+from prefloop.rows import Completion, JudgedGroup, Metric
+
+FEW_PROMPTS = 20
+"""Below this many prompts an interval is too wide and its coverage too uncertain to decide much; a warning
+says so."""
+
+PERCENT = (0.0, 100.0)
+SHARE = (0.0, 1.0)
+
+_NAMED = 5  # prompt ids that an error lists before it only counts
+_MANY_UNSCORED = 0.1
+
+# Scripts written without spaces between words: kana, Han, Thai, Lao, Khmer, Burmese.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Metrics by name; `facts` counts prompts, completions and what was left out; `warnings` are
+    sentences."""
+
+    metrics: dict[str, Metric]
+    facts: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-cased words of a text.
+
+    A word is a run of letters, digits and inner apostrophes; a single character of a script that is written
+    without spaces (Chinese, Japanese, Thai, …); or a single punctuation mark, so that "!!!!!!" counts as
+    repetition.
+
+    Example:
+        >>> words("Don't go, Tom!")
+        ["don't", 'go', ',', 'tom', '!']
+
+    """
+    return _WORD.findall(text.lower())
+
+
+def repetition(text: str) -> float:
+    """Return the share of repeated 3-grams, 1 − distinct / total over `words`; 0 for fewer than 3 words.
+
+    Example:
+        >>> repetition("so happy so happy so happy")
+        0.5
+
+    """
+    grams = _grams(text, 3)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def baseline_metrics(groups: Sequence[JudgedGroup], *, seed: int = 0, resamples: int = RESAMPLES) -> HeldOut:
+    """Return the metrics of the start policy: those that compare with nothing.
+
+    Win rates (50 %), gains (0) and KL (0) of the start against itself hold by definition and are not in the
+    result.
+
+    Args:
+        groups: the start policy's judged completions of the held-out prompts.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Raises: DataError: no prompts, a prompt twice, a score that is NaN or infinite, or not one score for each
+        completion.
+
+    """
+    candidate = _by_prompt(groups, "the policy")
+    bench = _Bench(seed, resamples)
+    _own(bench, candidate)
+    return _held_out(bench, candidate, {"unscored": _unscored(candidate)})
+
+
+def candidate_metrics(
+    groups: Sequence[JudgedGroup],
+    start: Sequence[JudgedGroup],
+    best: Sequence[JudgedGroup],
+    start_logps: Mapping[str, Sequence[float] | None],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> HeldOut:
+    """Return all metrics of a round's policy; see the module's docstring for what each means.
+
+    A metric that cannot be measured (no scores, no log-probs) is absent and a warning says why.
+
+    Args: groups: the candidate's judged completions of the held-out prompts. start: the start policy's, for
+        the same prompts. best: those of the best policy so far, for the same prompts; the start's while
+        nothing was accepted. start_logps: by `completion_id` of the candidate's completions, the start
+        policy's log-prob of each sampled
+            token in nats, at temperature 1; `None` or absent where it is not known.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Raises: DataError: prompts of the three do not match, or were scored by different judges; a prompt twice
+        or none; a
+            score or log-prob that is NaN or infinite; not one score or log-prob for each completion or token.
+
+    """
+    candidate = _by_prompt(groups, "the policy")
+    bench = _Bench(seed, resamples)
+    facts = {"unscored": _unscored(candidate)}
+    _own(bench, candidate)
+    for name, suffix, other in (
+        ("start", "", _by_prompt(start, "start")),
+        ("best", "_best", _by_prompt(best, "best")),
+    ):
+        _check_paired(candidate, other, name)
+        facts[f"unscored_{name}"] = _unscored(other)
+        bench.mean(
+            f"judge_score_gain{suffix}",
+            _over(candidate, other, _gain),
+            "score",
+            f"mean over prompts of the difference to {name}",
+        )
+        bench.mean(
+            f"win_rate_vs_{name}",
+            _over(candidate, other, _wins),
+            "%",
+            "all K × K pairs of a prompt, ties half",
+            PERCENT,
+        )
+        bench.warnings += _unlike(candidate, other, name)
+    facts["without_logps"] = _kl(bench, candidate, start_logps)
+    return _held_out(bench, candidate, facts)
+
+
+class _Bench:
+    """Collects metrics and warnings: what a metric has no values for becomes a warning."""
+
+    def __init__(self, seed: int, resamples: int) -> None:
+        self.seed = seed
+        self.resamples = resamples
+        self.metrics: dict[str, Metric] = {}
+        self.warnings: list[str] = []
+
+    def add(self, name: str, interval: Interval, unit: str, estimator: str) -> None:
+        self.metrics[name] = Metric(interval.value, interval.low, interval.high, interval.n, unit, estimator)
+
+    def mean(
+        self,
+        name: str,
+        values: Sequence[float],
+        unit: str,
+        estimator: str,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        if values:
+            interval = paired_bootstrap(values, seed=self.seed, resamples=self.resamples, bounds=bounds)
+            self.add(name, interval, unit, estimator)
+        else:
+            self.warnings.append(f"{name} was not measured: no held-out prompt has what it needs")
+
+
+def _by_prompt(groups: Sequence[JudgedGroup], whose: str) -> dict[str, JudgedGroup]:
+    """Return checked groups by prompt id, sorted, so that the bootstrap does not depend on the order
+    given."""
+    if not groups:
+        raise DataError(f"heldout: {whose} has no held-out prompts; raise prompts.holdout or give more prompts")
+    found: dict[str, JudgedGroup] = {}
+    for group in sorted(groups, key=lambda g: g.prompt.prompt_id):
+        prompt_id = group.prompt.prompt_id
+        if prompt_id in found:
+            raise DataError(f"heldout: prompt {prompt_id} stands twice in the groups of {whose}")
+        if len(group.scores) != len(group.completions) or not group.completions:
+            raise DataError(
+                f"heldout: prompt {prompt_id} of {whose} has {len(group.completions)} completions and "
+                f"{len(group.scores)} scores; there must be "
+                "one score, or none, for each of at least one completion"
+            )
+        for index, score in enumerate(group.scores):
+            if score is not None and not isfinite(score):
+                raise DataError(
+                    f"heldout: completion {index} of prompt {prompt_id} of {whose} has score {score}; "
+                    "a judge must return a finite number, or None with a note"
+                )
+        found[prompt_id] = group
+    return found
+
+
+def _check_paired(candidate: Mapping[str, JudgedGroup], other: Mapping[str, JudgedGroup], name: str) -> None:
+    for where, ids in (
+        (f"the policy but not {name}", candidate.keys() - other.keys()),
+        (f"{name} but not the policy", other.keys() - candidate.keys()),
+    ):
+        if ids:
+            listed = ", ".join(sorted(ids)[:_NAMED]) + (", …" if len(ids) > _NAMED else "")
+            raise DataError(
+                f"heldout: {len(ids)} held-out prompts have completions of {where} ({listed}); "
+                "both must be evaluated on the same prompts"
+            )
+    judges = sorted({g.judge for g in candidate.values()} | {g.judge for g in other.values()})
+    if len(judges) > 1:
+        raise DataError(
+            f"heldout: the policy and {name} were scored by different judges ({', '.join(judges)}); "
+            "their scores cannot be compared"
+        )
+
+
+def _unlike(candidate: Mapping[str, JudgedGroup], other: Mapping[str, JudgedGroup], name: str) -> list[str]:
+    ours, theirs = _sampling(candidate), _sampling(other)
+    return (
+        []
+        if ours == theirs
+        else [f"the policy was sampled at {ours}, {name} at {theirs}: they differ in more than the policy"]
+    )
+
+
+def _sampling(groups: Mapping[str, JudgedGroup]) -> str:
+    """Return how completions were drawn, in words."""
+    return " and ".join(
+        sorted(
+            {
+                f"temperature {g.temperature:g}" + (f", top-p {g.top_p:g}" if g.top_p < 1 else "")
+                for g in groups.values()
+            }
+        )
+    )
+
+
+def _own(bench: _Bench, groups: Mapping[str, JudgedGroup]) -> None:
+    """Measure what needs no other policy."""
+    scored = [_scores(g) for g in groups.values()]
+    bench.mean("judge_score", [_average(s) for s in scored if s], "score", "mean over prompts")
+    bench.mean("length", _each(groups, _length), "tokens", "mean over prompts, end token included")
+    bench.mean(
+        "repetition",
+        _each(groups, lambda c: repetition(c.text)),
+        "share",
+        "repeated 3-grams of words, mean over prompts",
+        SHARE,
+    )
+    bench.mean(
+        "stopped",
+        _each(groups, lambda c: 100.0 * (c.finish_reason == "stop")),
+        "%",
+        "mean over prompts",
+        PERCENT,
+    )
+    _distinct(bench, groups)
+
+
+def _distinct(bench: _Bench, groups: Mapping[str, JudgedGroup]) -> None:
+    by_prompt = [Counter(gram for c in g.completions for gram in _grams(c.text, 2)) for g in groups.values()]
+    holders = Counter(gram for grams in by_prompt for gram in grams)
+    total = sum(grams.total() for grams in by_prompt)
+    # Without prompt i, its grams are gone from the total, and those that only it has from the distinct ones.
+    rest = [(sum(holders[g] == 1 for g in grams), total - grams.total()) for grams in by_prompt]
+    if total == 0 or not all(left for _, left in rest):
+        bench.warnings.append("distinct_2 was not measured: fewer than two prompts have a completion of two words")
+        return
+    interval = jackknife(len(holders) / total, [(len(holders) - own) / left for own, left in rest], bounds=SHARE)
+    bench.add(
+        "distinct_2",
+        interval,
+        "share",
+        "distinct 2-grams of words over all completions, delete-one-prompt jackknife",
+    )
+
+
+def _kl(bench: _Bench, groups: Mapping[str, JudgedGroup], start_logps: Mapping[str, Sequence[float] | None]) -> int:
+    """Measure `kl_policy_start` and return how many completions lack log-probs."""
+    sums, tokens, missing = [], [], 0
+    for group in groups.values():
+        ratios: list[float] = []
+        for completion in group.completions:
+            start = start_logps.get(completion.completion_id)
+            if completion.sampler_logps is None or start is None:
+                missing += 1
+            else:
+                ratios += _log_ratios(completion, start)
+        if ratios:
+            sums.append(float(np.sum(ratios)))
+            tokens.append(float(len(ratios)))
+    if tokens:
+        interval = ratio_bootstrap(sums, tokens, seed=bench.seed, resamples=bench.resamples)
+        bench.add("kl_policy_start", interval, "nats per token", f"k1, samples at {_sampling(groups)}")
+    else:
+        bench.warnings.append("kl_policy_start was not measured: no completion has log-probs of both policies")
+    return missing
+
+
+def _log_ratios(completion: Completion, start: Sequence[float]) -> list[float]:
+    ours = completion.sampler_logps or ()
+    if len(ours) != len(start):
+        raise DataError(
+            f"heldout: completion {completion.completion_id} has {len(ours)} sampler log-probs and {len(start)} of "
+            "the start policy; there must be one for each token"
+        )
+    ratios = [a - b for a, b in zip(ours, start, strict=True)]
+    if not all(isfinite(r) for r in ratios):
+        raise DataError(
+            f"heldout: completion {completion.completion_id} has a log-prob that is NaN or infinite; was it "
+            "scored with top-p or top-k applied?"
+        )
+    return ratios
+
+
+def _held_out(bench: _Bench, candidate: Mapping[str, JudgedGroup], facts: Mapping[str, int]) -> HeldOut:
+    counts = {
+        "prompts": len(candidate),
+        "completions": sum(len(g.completions) for g in candidate.values()),
+        "without_token_ids": sum(c.token_ids is None for g in candidate.values() for c in g.completions),
+        **facts,
+    }
+    if counts["prompts"] < FEW_PROMPTS:
+        bench.warnings.append(
+            f"only {counts['prompts']} held-out prompts: intervals below {FEW_PROMPTS} prompts are wide and unreliable"
+        )
+    if counts["unscored"] > _MANY_UNSCORED * counts["completions"]:
+        bench.warnings.append(
+            f"the judge gave no score to {counts['unscored']} of {counts['completions']} held-out "
+            "completions; their notes say why"
+        )
+    return HeldOut(bench.metrics, counts, tuple(bench.warnings))
+
+
+def _each(groups: Mapping[str, JudgedGroup], measure: Callable[[Completion], float | None]) -> list[float]:
+    """Return the mean over completions of `measure`, for each prompt where it is known for one at least."""
+    found = ([v for c in g.completions if (v := measure(c)) is not None] for g in groups.values())
+    return [_average(values) for values in found if values]
+
+
+def _over(
+    candidate: Mapping[str, JudgedGroup],
+    other: Mapping[str, JudgedGroup],
+    compare: Callable[[FloatArray, FloatArray], float],
+) -> list[float]:
+    """Return `compare` of the scores of each prompt where both sides have one at least."""
+    sides = ((_scores(candidate[name]), _scores(other[name])) for name in candidate)
+    return [compare(np.array(ours), np.array(theirs)) for ours, theirs in sides if ours and theirs]
+
+
+def _gain(ours: FloatArray, theirs: FloatArray) -> float:
+    return float(ours.mean() - theirs.mean())
+
+
+def _wins(ours: FloatArray, theirs: FloatArray) -> float:
+    difference = ours[:, None] - theirs[None, :]
+    return float(100 * ((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def _scores(group: JudgedGroup) -> list[float]:
+    return [s for s in group.scores if s is not None]
+
+
+def _unscored(groups: Mapping[str, JudgedGroup]) -> int:
+    return sum(score is None for g in groups.values() for score in g.scores)
+
+
+def _length(completion: Completion) -> float | None:
+    return None if completion.token_ids is None else float(len(completion.token_ids))
+
+
+def _grams(text: str, size: int) -> list[tuple[str, ...]]:
+    found = words(text)
+    return list(zip(*(found[i:] for i in range(size)), strict=False))
+
+
+def _average(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,79 @@
+"""From what a person types to a recipe: a method's name or a YAML file, and key=value pairs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefloop import recipes
+from prefloop.errors import ConfigError
+from prefloop.recipe import Layers, Recipe, build_recipe, read_override, read_yaml
+
+EMBEDDED_DEFAULT: Mapping[str, Any] = {
+    "policy": "embedded",
+    "prompts": "embedded",
+    "prompts_per_round": 256,
+    "judge": {"kind": "lexicon"},
+    "sampler": {"completions": 4, "max_new_tokens": 80},
+    "train": {"learning_rate": 3e-4, "epochs": 1, "pairs_per_step": 32},
+}
+"""Settings for the story model that prefloop ships, used where the user names neither policy nor prompts. The
+learning rate is that of a tiny model; a method's own is meant for billions of parameters."""
+
+DEMO = ("name=demo",)
+"""What `prefloop demo` adds to the embedded default."""
+RECKLESS = ("name=demo-reckless", "train.learning_rate=1e-2", "rounds=1")
+"""The same with a learning rate that raises the score by wrecking the text."""
+
+
+def read_target(target: str, overrides: Sequence[str]) -> Layers:
+    """Merge what `target` (a method's name or a YAML file) and `overrides` (key=value) say.
+
+    Raises:
+        ConfigError: unknown method, unreadable file, or an argument that is not key=value.
+
+    """
+    user = Layers()
+    if target.endswith((".yaml", ".yml")):
+        values, origin = read_yaml(Path(target))
+        user.overlay(values, origin)
+    else:
+        user.overlay({"recipe": target}, "command line")
+    for text in overrides:
+        user.overlay(read_override(text), "command line")
+    name = user.values.get("recipe")
+    if not isinstance(name, str):
+        raise ConfigError(f"{target}: recipe: not set; choose one of {', '.join(recipes.available())}")
+    layers = Layers()
+    layers.overlay(recipes.find(name).recipe().model_dump(exclude_unset=True), f"recipe {name}")
+    if "policy" not in user.values and "prompts" not in user.values:
+        layers.overlay(EMBEDDED_DEFAULT, "embedded default")
+    for path, value in _leaves(user.values):
+        layers.overlay(_nested(path, value), user.origins[path])
+    return layers
+
+
+def read_recipe(target: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, str]]:
+    """Return the validated recipe and the origin of every value that was set.
+
+    Raises:
+        ConfigError: see `read_target` and `build_recipe`.
+
+    """
+    layers = read_target(target, overrides)
+    return build_recipe(layers), layers.origins
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        found += _leaves(value, f"{path}.") if isinstance(value, Mapping) and value else [(path, value)]
+    # A component's kind comes first: another kind empties the component before its other fields are set.
+    return sorted(found, key=lambda item: not item[0].endswith(".kind"))
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    result: dict[str, Any] = value
+    return result

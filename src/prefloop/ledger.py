@@ -1,0 +1,77 @@
+"""`summary.json`: what a run has found so far. Its schema is public and described in docs/artifacts.md."""
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefloop.artifact import Artifact, write_json
+from prefloop.evaluate.summary import verdict
+from prefloop.recipe import Recipe
+from prefloop.rows import PolicyRef
+
+SUMMARY = "summary.json"
+
+
+def new_summary(recipe: Recipe, policy: PolicyRef, settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the summary of a run that has done nothing yet."""
+    named = recipe.policy.path if recipe.policy else policy.path
+    return {
+        "prefloop": version("prefloop"),
+        "name": recipe.name or recipe.recipe,
+        "recipe": recipe.recipe,
+        "seed": recipe.seed,
+        "state": "running",
+        "policy_start": {"path": named, "digest": policy.digest},
+        "policy_best": {"path": named, "digest": policy.digest, "round": -1},
+        "judge": settings["judge"],
+        "eval_judge": settings["eval_judge"] or settings["judge"],
+        "warnings": notes,
+        "start": {},
+        "rounds": [],
+        "verdict": "",
+    }
+
+
+def add_round(
+    summary: dict[str, Any],
+    number: int,
+    stages: Mapping[str, Artifact[Any]],
+    decision: Artifact[Any],
+    policy: PolicyRef,
+) -> None:
+    """Append what a round found."""
+    facts = decision.facts
+    summary["rounds"].append(
+        {
+            "round": number,
+            "accepted": facts["accepted"],
+            "why": facts["why"],
+            "metrics": facts["metrics"],
+            "facts": {name: stage.facts for name, stage in stages.items() if stage.facts},
+            "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items() if stage.seconds is not None},
+            "tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},
+            "policy": {"path": f"round-{number:03d}/5-policy", "digest": policy.digest},
+        }
+    )
+    for warning in facts["warnings"]:
+        if warning not in summary["warnings"]:
+            summary["warnings"].append(warning)
+
+
+def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:
+    """Note which policy leads; a policy of this run is named relative to the run folder."""
+    if policy.round >= 0:
+        summary["policy_best"] = {
+            "path": os.path.relpath(policy.path, root),
+            "digest": policy.digest,
+            "round": policy.round,
+        }
+
+
+def save(summary: dict[str, Any], root: Path, state: str) -> None:
+    """Write `summary.json`; `state` is running or done."""
+    summary["state"] = state
+    summary["verdict"] = verdict(summary)
+    write_json(root / SUMMARY, summary)

@@ -1,0 +1,265 @@
+"""The loop, round by round: sample, judge, pair, batch, train, evaluate, gate.
+
+Read `run` from top to bottom. Every stage is a call that returns a finished artifact; where that artifact is on disk
+already the call returns at once, so that running is also resuming.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from prefloop import ledger, stages
+from prefloop.artifact import Artifact, locked, write_text
+from prefloop.components import Parts, build_parts, filled, key_of
+from prefloop.errors import ConfigError
+from prefloop.evaluate.report import write_report
+from prefloop.inputs import held_out, resolve_policy, resolve_prompts
+from prefloop.protocols import Progress, Quiet, RoundContext
+from prefloop.recipe import Recipe, dump_yaml
+from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
+from prefloop.stages import Draw, Evaluation, Lineage, Run
+
+EVALUATION_ROUND = -1
+"""Held-out completions use the random streams of this round for every policy: differences are the policies'."""
+SMALL_MODEL = 5_000_000
+"""Parameters up to which one CPU thread is faster than several."""
+
+
+@dataclass
+class Standing:
+    """Who leads. `current` is the last promoted policy; `best` the one with the best held-out win rate."""
+
+    start: PolicyRef
+    start_judged: Artifact[JudgedGroup]
+    current: PolicyRef
+    best: PolicyRef
+    best_judged: Artifact[JudgedGroup]
+    pairs: list[Artifact[PreferencePair]] = field(default_factory=list)
+
+
+def run(
+    recipe: Recipe,
+    root: Path,
+    *,
+    origins: Mapping[str, str] | None = None,
+    redo: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run `recipe` in folder `root`, or go on with what is there, and return the summary (see docs/artifacts.md).
+
+    Raises:
+        ConfigError: a choice cannot be carried out; nothing was done.
+        StaleArtifact: the folder holds a stage that was made with other settings, and `redo` is false.
+        DataError: prompts, pairs or a model folder cannot be used.
+        JudgeError, SamplerError, TrainingDiverged: a stage failed for good; what was finished before is kept.
+        Interrupted: `stop()` became true; the same call goes on.
+
+    """
+    parts = build_parts(recipe)
+    check_combination(recipe, parts)
+    policy = resolve_policy(recipe)
+    prompts = resolve_prompts(recipe)
+    holdout = held_out(recipe, prompts)
+    set_threads(recipe, policy)
+    with locked(root):
+        here = Run(root, recipe, parts, progress or Quiet(), stop, redo)
+        stages.store_prompts(here, root / "prompts", prompts.prompts)
+        settings = filled(recipe, parts)
+        write_text(root / "recipe.yaml", dump_yaml(settings, origins or {}))
+        summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe)])
+        standing = _measure_start(here, policy, holdout, summary)
+        for number in range(recipe.rounds):
+            ledger.save(summary, root, "running")
+            _round(here, number, prompts.train, holdout, standing, summary)
+        ledger.save(summary, root, "done")
+        write_report(root)
+    return summary
+
+
+def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary: dict[str, Any]) -> Standing:
+    """Sample and judge the held-out prompts with the policy as it comes: what every round is compared with."""
+    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, policy)
+    folder = here.root / "start"
+    samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
+    judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
+    summary["start"] = stages.start_facts(here, samples, judged)
+    return Standing(policy, judged, policy, policy, judged)
+
+
+def _round(
+    here: Run,
+    number: int,
+    prompts: tuple[Prompt, ...],
+    holdout: list[Prompt],
+    standing: Standing,
+    summary: dict[str, Any],
+) -> None:
+    """One turn of the loop."""
+    recipe, folder = here.recipe, here.root / f"round-{number:03d}"
+    start = {"initial": standing.start, "previous": standing.current, "best": standing.best}[recipe.start_from]
+    context = RoundContext(recipe.seed, number, start, standing.start)
+    here.progress.say(f"round {number}: starts from {_name(start)}")
+
+    asked = stages.take_prompts(here, folder / "0-prompts", prompts, number)
+    samples = stages.sample(here, folder / "1-samples", list(asked), _draw(here), context)
+    judged = stages.judge(here, folder / "2-judged", samples, _judge(here), context)
+    pairs = stages.pair(here, folder / "3-pairs", judged, context)
+    replayed = standing.pairs[max(0, number - recipe.replay) :]
+    reference = reference_of(here, start, standing.start)
+    batches = stages.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
+    lineage = Lineage(number, start, reference, _card(here, number, start, reference))
+    policy = stages.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
+    evaluation = _evaluate(here, folder / "6-report", policy, holdout, standing)
+
+    standing.pairs.append(pairs)
+    facts = evaluation.decision.facts
+    if facts["accepted"]:
+        standing.current = policy
+        if facts["metrics"]["win_rate_vs_best"]["value"] > 50:
+            standing.best, standing.best_judged = policy, evaluation.judged
+            ledger.set_best(summary, policy, here.root)
+    done: dict[str, Artifact[Any]] = {"samples": samples, "judged": judged, "pairs": pairs, "batches": batches, **evaluation.stages()}
+    ledger.add_round(summary, number, done | {"policy": stages.policy_artifact(policy)}, evaluation.decision, policy)
+    here.progress.say(f"round {number}: {'promoted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
+
+
+def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt], standing: Standing) -> Evaluation:
+    """6-report: the new policy on the held-out prompts, against the start and the best so far, and the decision."""
+    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, standing.start)
+    samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
+    judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
+    logps = stages.start_logps(here, folder / "3-start-logps", judged, standing.start)
+    decision = stages.decide(here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged))
+    return Evaluation(samples, judged, logps, decision)
+
+
+def reference_of(here: Run, start: PolicyRef, initial: PolicyRef) -> PolicyRef | None:
+    """Return the loss's reference in a round that starts from `start`; `None` if the loss needs none."""
+    if not here.parts.loss.needs_reference:
+        return None
+    if here.recipe.reference == "initial":
+        return initial
+    if here.recipe.reference == "adapter_off" and start.base is not None:
+        return PolicyRef(start.base, initial.digest, initial.round)
+    return start
+
+
+def check_combination(recipe: Recipe, parts: Parts) -> None:
+    """Refuse choices that contradict each other.
+
+    Raises:
+        ConfigError: names the fields and what to change.
+
+    """
+    if recipe.reference == "none" and parts.loss.needs_reference:
+        raise ConfigError(
+            f"reference: none, but loss.kind {recipe.loss.kind} needs one; set reference to initial or previous"
+        )
+    if recipe.reference == "adapter_off" and recipe.train.lora is None:
+        raise ConfigError(
+            "reference: adapter_off needs an adapter to switch off; set train.lora.rank, or another reference"
+        )
+    if recipe.round_exit == "keep" and recipe.train.lora is None:
+        raise ConfigError("round_exit: keep means the LoRA adapter goes on; set train.lora.rank, or leave it out")
+    if parts.loss.consumes != "pair":
+        raise ConfigError(
+            f"loss.kind: {recipe.loss.kind} learns from {parts.loss.consumes} data, but pair_builder makes pairs"
+        )
+
+
+def judge_warnings(recipe: Recipe) -> list[str]:
+    """Return what a reader of the result should know about its judges."""
+    if recipe.eval_judge is not None:
+        return []
+    return [
+        "The judge that made the training pairs also scored the evaluation: a rise may be the judge's taste only. "
+        "Set eval_judge to a second judge to know more."
+    ]
+
+
+def set_threads(recipe: Recipe, policy: PolicyRef) -> None:
+    """Set the number of CPU threads and, on a CPU, deterministic kernels."""
+    threads = recipe.threads
+    if threads == "auto":
+        threads = 1 if count_parameters(Path(policy.path)) <= SMALL_MODEL else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of stored weights of a `save_pretrained` folder, read from the headers only."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for extent in file.get_slice(name).get_shape():
+                    size *= extent
+                total += size
+    return total
+
+
+def _draw(here: Run, held_out: bool = False) -> Draw:
+    sampler = here.parts.eval_sampler if held_out else here.parts.sampler
+    return Draw(sampler, key_of(sampler, here.recipe.sampler.kind))
+
+
+def _judge(here: Run) -> stages.NamedJudge:
+    assert here.recipe.judge is not None  # build_parts has refused a recipe without one
+    return stages.NamedJudge(here.parts.judge, here.recipe.judge.kind)
+
+
+def _eval_judge(here: Run) -> stages.NamedJudge:
+    if here.recipe.eval_judge is None:
+        return _judge(here)
+    return stages.NamedJudge(here.parts.eval_judge, here.recipe.eval_judge.kind)
+
+
+def _name(policy: PolicyRef) -> str:
+    return "the initial policy" if policy.round < 0 else f"the policy of round {policy.round}"
+
+
+def _card(here: Run, number: int, start: PolicyRef, reference: PolicyRef | None) -> str:
+    recipe = here.recipe
+    named = recipe.policy.path if recipe.policy else start.path
+    return CARD.format(
+        name=recipe.name or recipe.recipe or "prefloop run",
+        method=recipe.recipe or "own recipe",
+        number=number,
+        initial=named,
+        start=f"{_name(start)} ({start.digest})",
+        reference=f"{_name(reference)} ({reference.digest})" if reference else "none",
+        judge=recipe.judge.kind if recipe.judge else "none",
+        prompts=recipe.prompts.path if recipe.prompts else "none",
+        loss=recipe.loss.kind,
+        seed=recipe.seed,
+    )
+
+
+CARD = """---
+library_name: transformers
+tags: [prefloop, preference-optimization]
+---
+
+# {name}, round {number}
+
+Trained by prefloop with the method `{method}`.
+
+| | |
+|---|---|
+| initial policy | {initial} |
+| this round started from | {start} |
+| reference of the loss | {reference} |
+| loss | {loss} |
+| judge | {judge} |
+| prompts | {prompts} |
+| seed | {seed} |
+
+Whether this round was promoted, and the evidence for it, is in the run's `summary.json`.
+"""

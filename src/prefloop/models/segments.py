@@ -1,0 +1,157 @@
+"""Sequences that share a beginning, laid end to end in one row without padding, and attention among them.
+
+A segment is a stretch of tokens that continues its parent segment, or starts a sequence. A token attends to the
+tokens before it on its own path of segments and to no other; positions count along the path. All layers but
+attention see one long row, so neither padding nor a shared beginning is computed twice.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+IMPLEMENTATION = "prefloop_segments"
+"""Name of the attention below among transformers' attention implementations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The segments of one row in their order: lengths in tokens (≥ 1), and each one's parent (None: a beginning).
+
+    A parent stands before its children. `masks` keeps the masks that layers share.
+    """
+
+    lengths: tuple[int, ...]
+    parents: tuple[int | None, ...]
+    masks: dict[tuple[int, int, int | None], Bool[Tensor, "query key"]] = field(default_factory=dict)
+
+    def path(self, segment: int) -> list[int]:
+        """Return the segments from the beginning to `segment`, itself included."""
+        parent = self.parents[segment]
+        return [segment] if parent is None else [*self.path(parent), segment]
+
+    def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Return which of the last `keys` tokens of a path each of its last `queries` tokens attends to.
+
+        `None` stands for plain causal attention of a segment to itself, for which kernels need no mask.
+        """
+        if queries == keys and (window is None or window >= queries):
+            return None
+        key = (queries, keys, window)
+        if key not in self.masks:
+            # Positions relative to the first query: distances on a path are distances in position ids.
+            query_at = torch.arange(queries, device=device)[:, None]
+            key_at = torch.arange(queries - keys, queries, device=device)[None, :]
+            seen = key_at <= query_at
+            self.masks[key] = seen if window is None else seen & (key_at > query_at - window)
+        return self.masks[key]
+
+
+def use_segments(model: PreTrainedModel) -> None:
+    """Make `model` use the attention of this file, for good: without segments it is transformers' SDPA attention.
+
+    For good, because gradient checkpointing calls the attention again during the backward pass.
+    """
+    if model.config._attn_implementation != IMPLEMENTATION:
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
+def attend(  # noqa: PLR0913  transformers' interface
+    module: nn.Module,
+    query: Float[Tensor, "1 head token width"],
+    key: Float[Tensor, "1 kv_head token width"],
+    value: Float[Tensor, "1 kv_head token width"],
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **rest: Any,
+) -> tuple[Float[Tensor, "1 token head width"], None]:
+    """Attend as transformers' attention interface asks; within `segments` where they are given.
+
+    Without them this is ordinary attention over rows with `attention_mask` (generation, the padded layout).
+    `sliding_window` counts positions of a path, the token itself included. `softcap` bounds the scores (Gemma 2).
+    """
+    settings = _Attention(scaling, dropout, softcap)
+    if segments is not None:
+        return _along_paths(query, key, value, segments, sliding_window, settings), None
+    if softcap is not None:
+        return settings(query, key, value, attention_mask).transpose(1, 2), None
+    output: tuple[Tensor, None] = AttentionInterface()["sdpa"](
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
+    )
+    return output
+
+
+def _along_paths(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, window: int | None, settings: "_Attention"
+) -> Tensor:
+    """Attend segment by segment: queries of the segment, keys and values of its path."""
+    # split and not slices: its backward pass is one concatenation, that of a slice a row of zeros for each segment.
+    queries = query.split(segments.lengths, 2)
+    keys = key.split(segments.lengths, 2)
+    values = value.split(segments.lengths, 2)
+    outputs = []
+    for segment, length in enumerate(segments.lengths):
+        path = segments.path(segment)
+        path_keys = torch.cat([keys[s] for s in path], 2)
+        path_values = torch.cat([values[s] for s in path], 2)
+        if window is not None:
+            reach = length + window - 1
+            path_keys, path_values = path_keys[:, :, -reach:], path_values[:, :, -reach:]
+        mask = segments.mask(length, path_keys.shape[2], window, query.device)
+        outputs.append(settings(queries[segment], path_keys, path_values, mask).transpose(1, 2))
+    return torch.cat(outputs, 1)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention of some queries to some keys, [1, head, token, width]. A mask of `None` means causal."""
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if self.softcap is not None:
+            return self._capped(query, key, value, mask, self.softcap)
+        return scaled_dot_product_attention(
+            query,
+            _repeat(key, query),
+            _repeat(value, query),
+            attn_mask=mask,
+            dropout_p=self.dropout,
+            is_causal=mask is None,
+            scale=self.scaling,
+        )
+
+    def _capped(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float) -> Tensor:
+        """Attend with scores softcap · tanh(score / softcap), which no fused kernel offers."""
+        key, value = _repeat(key, query), _repeat(value, query)
+        scale = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        scores = softcap * torch.tanh(query @ key.mT * (scale / softcap))
+        if mask is None:
+            rows, columns = scores.shape[-2:]
+            mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+        return drop(weights, self.dropout) @ value
+
+
+def _repeat(tensor: Tensor, query: Tensor) -> Tensor:
+    """Repeat key or value heads until there are as many as query heads."""
+    times = query.shape[1] // tensor.shape[1]
+    return tensor if times == 1 else tensor.repeat_interleave(times, 1)
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+# Plain calls get the masks of SDPA attention; calls with segments bring their own.
+AttentionMaskInterface.register(IMPLEMENTATION, AttentionMaskInterface()["sdpa"])

@@ -1,0 +1,365 @@
+"""Prompts from a file, a folder or a hub data set. Rows are read one by one; bad rows are refused by file and line.
+
+Every source is first turned into places and plain rows (`read_rows`), then into prompts (`read_prompts`).
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefloop.errors import ConfigError, DataError
+from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Message, Prompt, prompt_id
+
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
+"""The files that can be read. `.json` holds one object a line, or one array of objects."""
+GOLD_COLUMNS = ("gold", "answer", "completion", "chosen")
+"""Where a gold answer is looked for when no column is named: the first of these that holds one."""
+
+_HUB = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>\w[\w.-]*))?")
+_OTHER_FILE_TYPES = (".csv", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml", ".yml", ".md", ".pkl")
+
+Row = tuple[str, Mapping[str, Any]]
+"""A place, such as `prompts.jsonl:12`, and what stands there."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in the order of their source, without duplicates. `dropped` says in words what was left out."""
+
+    prompts: tuple[Prompt, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> tuple[Prompt, ...]:
+        """The prompts to train on."""
+        return tuple(prompt for prompt in self.prompts if prompt.split == TRAIN)
+
+    @property
+    def holdout(self) -> tuple[Prompt, ...]:
+        """The prompts that are only evaluated on."""
+        return tuple(prompt for prompt in self.prompts if prompt.split == HOLDOUT)
+
+
+def read_prompts(
+    path: str,
+    *,
+    column: str = "prompt",
+    gold: str | None = None,
+    split: str = "train",
+    holdout: float = 0.2,
+    limit: int | None = None,
+) -> PromptSet:
+    """Read prompts, with a gold answer where the source has one.
+
+    Sources: see `read_rows`. Row shapes are those of Hugging Face and TRL data sets:
+
+    - `column` holds a string: a plain-text prompt, one message of role `rows.VERBATIM`.
+    - `column` holds a list of `{role, content}`: a conversation. In a column other than `prompt`, a last message
+      of the assistant is not part of the prompt but its gold answer.
+    - the row has no `prompt` column but `messages`: that conversation, read in the same way.
+
+    The gold answer is text, a number, or a list of messages whose last content counts. Empty or null means none.
+
+    A prompt is held out if its id, as a fraction of 2^64, is below `holdout`: it stays on its side whatever prompts
+    are added or removed.
+
+    Args:
+        path: the source.
+        column: name of the column with the prompt.
+        gold: name of the column with the gold answer. Default: the first of `GOLD_COLUMNS` that holds one.
+        split: which split of a data set that has several.
+        holdout: share of held-out prompts, in (0, 0.9].
+        limit: read at most this many rows, duplicates included. Default: all.
+
+    Raises:
+        ConfigError: no such source, a source of unknown type, or an argument out of range.
+        DataError: the source has no prompts, or a row cannot be used; the message names file, line and key.
+
+    """
+    if not 0 < holdout <= 0.9:
+        raise ConfigError(f"prompts.holdout: must be above 0 and at most 0.9, got {holdout!r}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"prompts.limit: must be ≥ 1, got {limit!r}")
+    kept: dict[str, Prompt] = {}
+    repeats: list[tuple[str, Prompt, bool]] = []
+    gold_column_seen = False
+    for place, row in islice(read_rows(path, split), limit):
+        gold_column_seen |= gold in row
+        messages, answer = _messages_and_gold(place, row, column, gold)
+        identity = prompt_id(messages)
+        if identity in kept:
+            repeats.append((place, kept[identity], answer != kept[identity].gold))
+            continue
+        side = HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
+        kept[identity] = Prompt(identity, messages, answer, side, place)
+    if not kept:
+        raise DataError(f"{path}: holds no prompts; add at least one row")
+    if gold is not None and not gold_column_seen:
+        raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
+    return PromptSet(tuple(kept.values()), _describe(repeats))
+
+
+def read_rows(path: str, split: str = "train") -> Iterator[Row]:
+    """Yield the rows of a source, each with its place.
+
+    - `.jsonl`, `.json`: one JSON object a line, blank lines skipped; or, in `.json`, one array of objects.
+    - `.txt`: one prompt a line under the key `prompt`, blank lines skipped, nothing else changed.
+    - `.parquet`, or a folder of them: rows are counted from 1 in each file. If a folder has files whose names
+      start with the split's name, as on the hub, only those are read.
+    - a folder written by `datasets.save_to_disk`, or the name of a hub data set as `owner/name` or
+      `owner/name:config`: needs the `hf-data` extra. A local file or folder of the same name comes first.
+
+    Raises:
+        ConfigError: no such source, or a source of unknown type.
+        DataError: a file cannot be decoded.
+
+    """
+    source = Path(path).expanduser()
+    if path and source.is_dir():
+        yield from _folder_rows(source, split)
+    elif source.exists():
+        yield from _file_rows(source)
+    elif _looks_like_file(path):
+        raise ConfigError(f"prompts.path: no file or folder {path!r} in {Path.cwd()}; check the name")
+    else:
+        yield from _hub_rows(path, split)
+
+
+def _looks_like_file(path: str) -> bool:
+    return Path(path).suffix.lower() in (*FILE_TYPES, *_OTHER_FILE_TYPES) or _HUB.fullmatch(path) is None
+
+
+def _folder_rows(folder: Path, split: str) -> Iterator[Row]:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        yield from _saved_rows(folder, split)
+        return
+    parts = sorted(part for part in folder.glob("*.parquet") if not part.name.startswith((".", "_")))
+    of_split = [part for part in parts if re.match(rf"{re.escape(split)}[-.]", part.name)]
+    if not parts:
+        raise ConfigError(
+            f"prompts.path: {folder} is a folder without .parquet files and not written by datasets.save_to_disk; "
+            f"name a file ({', '.join(FILE_TYPES)}) or another folder"
+        )
+    for part in of_split or parts:
+        yield from _parquet_rows(part)
+
+
+def _file_rows(file: Path) -> Iterator[Row]:
+    kind = file.suffix.lower()
+    if kind not in FILE_TYPES:
+        raise ConfigError(f"prompts.path: cannot read {file}: its type must be one of {', '.join(FILE_TYPES)}")
+    if kind == ".parquet":
+        yield from _parquet_rows(file)
+    elif kind == ".txt":
+        yield from ((place, {"prompt": text}) for place, text in _lines(file))
+    else:
+        yield from _json_rows(file, array_allowed=kind == ".json")
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield place and text of every line that is not blank. Only `\\n` and `\\r\\n` end a line."""
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                place = f"{file}:{number}"
+                text = _decoded(place, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                if text.strip():
+                    yield place, text.removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ConfigError(f"prompts.path: {file} cannot be read ({error.strerror}); check it") from error
+
+
+def _decoded(place: str, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: byte {error.start + 1} is not valid UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+
+
+def _json_rows(file: Path, array_allowed: bool) -> Iterator[Row]:
+    lines = _lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    if array_allowed and first[1].lstrip().startswith("["):
+        yield from _array_rows(file, first, lines)
+        return
+    for place, text in chain([first], lines):
+        yield place, _object(place, _parsed(place, text))
+
+
+def _array_rows(file: Path, first: tuple[str, str], rest: Iterable[tuple[str, str]]) -> Iterator[Row]:
+    text = "\n".join([first[1], *(line for _, line in rest)])
+    for number, item in enumerate(_parsed(str(file), text), 1):
+        place = f"{file}:item {number}"
+        yield place, _object(place, item)
+
+
+def _parsed(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{place}: not valid JSON ({error.msg} at {where}); write one JSON object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: JSON that cannot be read ({error}); remove the line") from error
+
+
+def _object(place: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f'{place}: must be a JSON object such as {{"prompt": …}}, got {_shown(value)}')
+    return value
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}:{number}", row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        raise DataError(f"{file}: not a readable Parquet file after row {number} ({reason}); write it again") from error
+
+
+def _hub_library(path: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ConfigError(
+            f"prompts.path: {path} needs the `datasets` package: pip install 'prefloop[hf-data]'"
+        ) from error
+
+
+def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
+    library = _hub_library(f"{folder} (written by datasets.save_to_disk)")
+    try:
+        data = library.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: datasets.load_from_disk cannot read it ({error}); save it again") from error
+    if (folder / "dataset_dict.json").exists():
+        if split not in data:
+            raise ConfigError(f"prompts.split: {folder} has no split {split!r}; it has {', '.join(data)}")
+        data = data[split]
+    yield from ((f"{folder}:{number}", row) for number, row in enumerate(data, 1))
+
+
+def _hub_rows(path: str, split: str) -> Iterator[Row]:
+    library = _hub_library(path)
+    named = _HUB.fullmatch(path)
+    assert named is not None
+    try:
+        data = library.load_dataset(named["name"], named["config"], split=split)
+    except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"prompts.path: no file or folder {path!r}, and no data set of that name could be had from the hub, split "
+            f"{split!r} ({type(error).__name__}: {reason}); for a local file give a path that exists"
+        ) from error
+    yield from ((f"{path}/{split}:{number}", row) for number, row in enumerate(data, 1))
+
+
+def _messages_and_gold(
+    place: str, row: Mapping[str, Any], column: str, gold: str | None
+) -> tuple[tuple[Message, ...], str | None]:
+    name = "messages" if column == "prompt" and "prompt" not in row else column
+    if name not in row:
+        there = ", ".join(map(str, row)) or "none"
+        raise DataError(f"{place}: no column {column!r} (columns: {there}); name yours in prompts.column")
+    messages = _messages(place, name, row[name])
+    answer: str | None = None
+    if messages and messages[-1].role == "assistant":
+        if name == "prompt":
+            raise DataError(
+                f"{place}: prompt ends with a message of the assistant; end it with the user's, and put the answer "
+                "into a column `gold`, or name the column `messages`"
+            )
+        messages, answer = messages[:-1], messages[-1].content or None
+    if not messages or not messages[-1].content.strip():
+        raise DataError(f"{place}: {name} is an empty prompt; give it text or remove the row")
+    if gold is not None:
+        answer = _gold(place, gold, row.get(gold))
+    elif answer is None:
+        found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if _is_gold(row.get(key))]
+        answer = found[0] if found else None
+    return messages, answer
+
+
+def _messages(place: str, key: str, value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message(VERBATIM, _text(place, key, value)),)
+    if isinstance(value, list):
+        return tuple(_message(place, f"{key}[{index}]", item) for index, item in enumerate(value))
+    raise DataError(f"{place}: {key} must be a string or a list of messages, got {_shown(value)}")
+
+
+def _message(place: str, key: str, value: Any) -> Message:
+    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
+        raise DataError(f"{place}: {key} must have the keys role and content, got {_shown(value)}")
+    role, content = value["role"], value["content"]
+    if not isinstance(role, str) or role in ("", VERBATIM):
+        raise DataError(f"{place}: {key}.role must be system, user, assistant or tool, got {_shown(role)}")
+    if not isinstance(content, str):
+        raise DataError(f"{place}: {key}.content must be a string, got {_shown(content)}")
+    if value.get("tool_calls"):
+        raise DataError(f"{place}: {key} has tool_calls, which are not read; remove the row or write them as content")
+    return Message(_text(place, f"{key}.role", role), _text(place, f"{key}.content", content))
+
+
+def _is_gold(value: Any) -> bool:
+    """Whether a column that nobody named holds a gold answer."""
+    last = _last_content(value)
+    return isinstance(last, (str, int, float)) and not isinstance(last, bool) and last != ""
+
+
+def _gold(place: str, key: str, value: Any) -> str | None:
+    last = _last_content(value)
+    if last is None or last == "":
+        return None
+    if isinstance(last, bool) or not isinstance(last, (str, int, float)):
+        raise DataError(f"{place}: {key} must be a string, a number or a list of messages, got {_shown(value)}")
+    return _text(place, key, str(last))
+
+
+def _last_content(value: Any) -> Any:
+    is_messages = isinstance(value, list) and value and isinstance(value[-1], dict)
+    return value[-1].get("content") if is_messages else value
+
+
+def _text(place: str, key: str, text: str) -> str:
+    if "\0" in text:
+        raise DataError(f"{place}: {key} has a null character at position {text.index(chr(0)) + 1}; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {key} has half a surrogate pair at position {error.start + 1}; correct the \\u escape"
+        ) from error
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:60]}{'…' if len(text) > 60 else ''}"
+
+
+def _describe(repeats: Sequence[tuple[str, Prompt, bool]]) -> tuple[str, ...]:
+    if not repeats:
+        return ()
+    places = ", ".join(f"{place} repeats {first.source}" for place, first, _ in repeats[:2])
+    more = ", …" if len(repeats) > 2 else ""
+    others = sum(other for _, _, other in repeats)
+    gold = f"; {others} of them with another gold answer, which is not used" if others else ""
+    return (f"{len(repeats)} duplicate prompt{'s' if len(repeats) > 1 else ''} dropped: {places}{more}{gold}",)

@@ -1,0 +1,137 @@
+"""What a replaceable part of the loop looks like: one method each. A class that has it fits; nothing to inherit.
+
+A part is a frozen dataclass whose fields are its settings. Parts that load a model do so on first use and keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from prefloop.rows import (
+    Decision,
+    JudgedGroup,
+    Metric,
+    PolicyRef,
+    PreferencePair,
+    Prompt,
+    SampleGroup,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from prefloop.tensors import LossOutput, PairLogps
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """Where in a run a stage stands. `policy` made, or will make, the round's samples; `start` is the run's first.
+
+    `seed` is the run's seed: every random stream is a function of (seed, round, prompt id, completion index).
+    """
+
+    seed: int
+    round: int
+    policy: PolicyRef
+    start: PolicyRef
+
+
+class Sampler(Protocol):
+    """Draws completions. Same context and prompts give the same completions, whatever was asked before.
+
+    `prompts` is one part; the floating-point result may depend on which prompts share a part, so the caller keeps
+    parts fixed.
+    """
+
+    completions: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+    def __call__(self, prompts: Sequence[Prompt], context: RoundContext) -> list[SampleGroup]:
+        """Return one group for each prompt, in order.
+
+        Raises:
+            SamplerError: sampling failed for good.
+
+        """
+        ...
+
+
+class Judge(Protocol):
+    """Scores or compares completions."""
+
+    def __call__(self, groups: Sequence[SampleGroup], context: RoundContext) -> list[Verdict]:
+        """Return one verdict for each group, in order; a score is `None` where there is no verdict, with a note.
+
+        Raises:
+            JudgeError: the judge failed for good.
+
+        """
+        ...
+
+
+class PairBuilder(Protocol):
+    """Makes preference pairs from judged groups."""
+
+    def __call__(self, groups: Iterable[JudgedGroup], context: RoundContext) -> Iterator[PreferencePair]:
+        """Yield pairs; a group without a usable difference yields none."""
+        ...
+
+
+class Loss(Protocol):
+    """A published objective: see `losses/`."""
+
+    needs_reference: ClassVar[bool]
+    consumes: ClassVar[str]
+    level: ClassVar[str]
+
+    def __call__(self, logps: PairLogps) -> LossOutput:
+        """Return one loss value for each row."""
+        ...
+
+
+class Gate(Protocol):
+    """Decides whether a round's policy is promoted."""
+
+    def __call__(self, metrics: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> Decision:
+        """Compare the candidate's metrics with those of the best policy so far."""
+        ...
+
+
+class Progress(Protocol):
+    """Where long stages report to. The command line draws bars; the default says nothing."""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin a stage of `total` units, `done` of which were finished before."""
+        ...
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count finished units; `note` is shown beside the bar."""
+        ...
+
+    def finish(self) -> None:
+        """End the stage."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show one line that stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """A `Progress` that shows nothing."""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Do nothing."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""

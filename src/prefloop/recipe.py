@@ -1,0 +1,319 @@
+"""Recipe: every choice of a run, where each value came from, and how YAML and key=value change it.
+
+Later layers win: the field's default, the method's recipe, the embedded default (only where the user names neither
+policy nor prompts), the user's YAML file, key=value from the command line.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from prefloop.errors import ConfigError
+from prefloop.train.settings import TrainSettings
+
+PARTS = ("sampler", "judge", "eval_judge", "pair_builder", "loss", "gate")
+"""Fields that choose a component by `kind`."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _named(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _kinded(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Spec(BaseModel):
+    """A component: `kind` is its file's name in its folder, or `./my_file.py:Name`; the rest are its fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return the component's own fields."""
+        return dict(self.model_extra or {})
+
+
+Component = Annotated[Spec, BeforeValidator(_kinded)]
+
+
+class PolicySettings(_Settings):
+    """The model to improve."""
+
+    path: str
+    """A `save_pretrained` folder, a hub id, or `embedded` for the story model that prefloop ships."""
+    revision: str | None = None
+    """Commit or tag of a hub id. Default: the hub's main."""
+
+
+class PromptSettings(_Settings):
+    """Where prompts come from."""
+
+    path: str
+    """A .jsonl, .parquet or .txt file, a folder of Parquet parts or of `save_to_disk`, a hub data set; `embedded`."""
+    column: str = "prompt"
+    """Name of the column with the prompt: a string, or a list of messages."""
+    gold: str | None = None
+    """Name of the column with a human or reference answer. Default: gold, answer, completion or chosen if present."""
+    split: str = "train"
+    """Split of a hub data set."""
+    holdout: Annotated[float, Field(gt=0, le=0.9)] = 0.2
+    """Share of prompts, chosen by hash, that is never trained on and that every round is evaluated on."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Read at most this many rows. Default: all."""
+
+
+class EvaluateSettings(_Settings):
+    """How every round is measured on held-out prompts."""
+
+    prompts: Annotated[int, Field(ge=2)] = 128
+    """At most this many held-out prompts, the same ones in every round."""
+    completions: Annotated[int, Field(ge=1)] = 1
+    """Completions of each held-out prompt. The other sampler settings are the run's."""
+
+
+class Recipe(_Settings):
+    """Every choice of a run. `policy` and `prompts` have no default: the user brings them."""
+
+    recipe: str = ""
+    """The method's name: a file of `recipes/`."""
+    name: str = ""
+    """Name of the run, used for its folder. Default: the method's name."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every random stream."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """Turns of the loop."""
+    policy: Annotated[PolicySettings, BeforeValidator(_named)] | None = None
+    """The model to improve."""
+    prompts: Annotated[PromptSettings, BeforeValidator(_named)] | None = None
+    """Where prompts come from."""
+    prompts_per_round: Annotated[int, Field(ge=1)] | None = None
+    """Training prompts of each round; rounds take successive slices. None: all of them in every round."""
+    prompts_per_part: Annotated[int, Field(ge=1)] = 64
+    """Prompts that are sampled and judged as one resumable unit."""
+    sampler: Component = Spec(kind="hf")
+    """Draws completions."""
+    judge: Component | None = None
+    """Scores completions."""
+    eval_judge: Component | None = None
+    """Judge of the held-out completions. None: the same as `judge`, which the report points out."""
+    pair_builder: Component = Spec(kind="ranked")
+    """Makes pairs from scores."""
+    loss: Component = Spec(kind="dpo")
+    """The objective."""
+    gate: Component = Spec(kind="gate")
+    """Decides whether a round's policy is promoted."""
+    start_from: Literal["initial", "previous", "best"] = "previous"
+    """Policy that a round starts from. previous: the last promoted one. best: the best by held-out win rate."""
+    reference: Literal["initial", "previous", "adapter_off", "none"] = "previous"
+    """Reference of the loss: the run's first policy; the one the round starts from; the model under the LoRA
+    adapter; or none, for a loss that needs none."""
+    replay: Annotated[int, Field(ge=0)] = 0
+    """Past rounds whose pairs are trained on again, beside the round's own."""
+    round_exit: Literal["keep", "merge_reinit"] = "merge_reinit"
+    """LoRA only. merge_reinit: each round trains a fresh adapter on merged weights. keep: one adapter goes on."""
+    train: TrainSettings = TrainSettings()
+    """How the policy is updated."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """How every round is measured."""
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """CPU threads. auto: one for models under 5 M parameters, for which more are slower; else all."""
+
+
+@dataclass
+class Layers:
+    """Settings from several places, merged, with the place that each leaf came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def overlay(self, values: Mapping[str, Any], origin: str | Callable[[str], str]) -> None:
+        """Put `values` over what is there. A component of another kind, or a lone string, replaces the old one."""
+        name_origin = origin if callable(origin) else lambda _: origin
+        self._merge(self.values, values, "", name_origin)
+
+    def _merge(self, old: dict[str, Any], new: Mapping[str, Any], prefix: str, origin: Callable[[str], str]) -> None:
+        for key, value in new.items():
+            path = f"{prefix}{key}"
+            value = self._normal(path, value)
+            before = old.get(key)
+            if isinstance(value, Mapping) and isinstance(before, dict) and not _other_kind(before, value):
+                self._merge(before, value, f"{path}.", origin)
+                continue
+            self._forget(path)
+            old[key] = _copied(value)
+            for leaf in _leaves(value, path):
+                self.origins[leaf] = origin(leaf)
+
+    @staticmethod
+    def _normal(path: str, value: Any) -> Any:
+        if path in PARTS and isinstance(value, str):
+            return {"kind": value}
+        if path in ("policy", "prompts") and isinstance(value, str):
+            return {"path": value}
+        return value
+
+    def _forget(self, path: str) -> None:
+        for leaf in [o for o in self.origins if o == path or o.startswith(f"{path}.")]:
+            del self.origins[leaf]
+
+
+def _other_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return "kind" in before and "kind" in after and after["kind"] != before["kind"]
+
+
+def _copied(value: Any) -> Any:
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _leaves(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}")
+    else:
+        yield path
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """Return a YAML file's settings and a function that names the file and line of a dotted key.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, not YAML, or not a mapping.
+
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing recipe file") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, got {type(values).__name__}")
+    lines = dict(_key_lines(tree, ""))
+
+    def origin(key: str) -> str:
+        while key and key not in lines:
+            key = key.rpartition(".")[0]
+        return f"{path}:{lines[key]}" if key else str(path)
+
+    return values, origin
+
+
+def _key_lines(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _key_lines(value, f"{name}.")
+
+
+def read_override(text: str) -> dict[str, Any]:
+    """Return the settings of one `key=value` argument; the value is read as YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"command line: {text!r} is not key=value (for example train.learning_rate=1e-4)")
+    try:
+        parsed: Any = yaml.safe_load(value) if value else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: the value of {key} is not valid YAML: {value!r}") from error
+    parsed = _number(parsed)
+    for name in reversed(key.split(".")):
+        parsed = {name: parsed}
+    result: dict[str, Any] = parsed
+    return result
+
+
+def _number(value: Any) -> Any:
+    """Read 1e-4 as a number: YAML 1.1 takes it for a string because it has no dot."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def build_recipe(layers: Layers) -> Recipe:
+    """Validate merged settings.
+
+    Raises:
+        ConfigError: a key is unknown (the message names the nearest known one) or a value is of the wrong type
+            or out of range; the message names where it was set.
+
+    """
+    try:
+        return Recipe.model_validate(layers.values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, layers.origins) for e in error.errors())) from None
+
+
+def _explain(error: Any, origins: Mapping[str, str]) -> str:
+    place = [str(part) for part in error["loc"]]
+    key = ".".join(place)
+    origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "recipe")
+    if error["type"] == "extra_forbidden":
+        return f"{origin}: unknown key {key}; {nearest(place[-1], _known(place[:-1]))}"
+    shown = repr(error["input"])
+    return f"{origin}: {key}: {error['msg'].removeprefix('Value error, ')}, got {shown[:120]}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint that names the nearest of `known`, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
+
+
+def _known(place: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for name in place:
+        annotation = model.model_fields[name].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def dump_yaml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return settings as YAML, each leaf with a comment that says where its value came from."""
+    return "\n".join(_yaml_lines(values, "", 0, origins)) + "\n"
+
+
+def _yaml_lines(values: Mapping[str, Any], prefix: str, depth: int, origins: Mapping[str, str]) -> Iterator[str]:
+    indent = "  " * depth
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, f"{path}.", depth + 1, origins)
+        else:
+            yield f"{indent}{key}: {flow_yaml(value)}  # {_origin_of(path, origins)}"
+
+
+def flow_yaml(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _origin_of(path: str, origins: Mapping[str, str]) -> str:
+    while path:
+        if path in origins:
+            return origins[path]
+        path = path.rpartition(".")[0]
+    return "default"

@@ -1,0 +1,226 @@
+"""The records that stages exchange, as they lie on disk. One class, one row of a Parquet part.
+
+A record is frozen and torch-free. Fields are given with their unit; `None` means "not known", never zero.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TRAIN = "train"
+HOLDOUT = "holdout"
+VERBATIM = "text"
+"""Role of the only message of a plain-text prompt: its content is tokenized as it is, without a chat template."""
+
+
+def digest_of(*parts: object) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of `parts` as canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `role` is system, user, assistant or tool; or `VERBATIM` for a plain-text prompt."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked to continue or answer.
+
+    `prompt_id` is a digest of the messages, so the same prompt has the same id in every run. `gold` is a human
+    or reference answer. `split` is `TRAIN` or `HOLDOUT`, decided once by hash. `source` says where the row came
+    from (file and line). `media` lists paths of images or videos.
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    gold: str | None
+    split: str
+    source: str
+    media: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt as a person reads it: contents, with roles where there is more than one message."""
+        if len(self.messages) == 1:
+            return self.messages[0].content
+        return "\n".join(f"{m.role}: {m.content}" for m in self.messages)
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """Return the id of a prompt: 16 hexadecimal digits that depend on roles and contents only."""
+    return digest_of([[m.role, m.content] for m in messages])
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled or given completion.
+
+    `token_ids` are the ids as sampled, the end token included when the model emitted one; `None` for a text that
+    no sampler of ours produced. `sampler_logps` are the sampling policy's log-probabilities of those tokens at
+    temperature 1 and before top-p or top-k, in nats. `finish_reason` is `stop` or `length`. `seed` is the seed of
+    this completion's own random stream. `source` is the digest of the policy, or a name such as `gold`.
+    """
+
+    completion_id: str
+    text: str
+    token_ids: tuple[int, ...] | None
+    sampler_logps: tuple[float, ...] | None
+    finish_reason: str
+    seed: int
+    source: str
+    media: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleGroup:
+    """The K completions of one prompt, by one policy, in one round."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    policy: str
+    round: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedGroup:
+    """A `SampleGroup` with the judge's verdicts.
+
+    `scores` has one entry for each completion, higher is better, `None` where the judge gave no verdict; `notes`
+    then says why. `win_prob[i][j]` is the probability that completion i beats completion j, where the judge
+    compares; else `None`.
+    """
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    policy: str
+    round: int
+    temperature: float
+    top_p: float
+    scores: tuple[float | None, ...]
+    win_prob: tuple[tuple[float, ...], ...] | None
+    judge: str
+    notes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of one group: see `JudgedGroup` for the fields."""
+
+    scores: tuple[float | None, ...]
+    notes: tuple[str | None, ...]
+    win_prob: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Chosen against rejected completion of one prompt.
+
+    `margin` is chosen score minus rejected score, in the judge's units, ≥ 0. `win_prob` is the probability that
+    chosen is better, where the judge gave one. `weight` scales the pair's loss. `builder` names the pair rule.
+    `flipped` is true when a correction exchanged the two sides.
+    """
+
+    pair_id: str
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    chosen_score: float | None
+    rejected_score: float | None
+    margin: float
+    win_prob: float | None
+    weight: float
+    builder: str
+    round: int
+    flipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """A pair as the trainer reads it: token ids and, where the loss needs them, the reference's log-probs.
+
+    `context` are the prompt's ids after the chat template, with the tokenizer's own beginning-of-sequence token
+    once. `reference_chosen` and `reference_rejected` hold one log-probability in nats for each completion token.
+    """
+
+    pair_id: str
+    context: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    reference_chosen: tuple[float, ...] | None
+    reference_rejected: tuple[float, ...] | None
+    win_prob: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionScore:
+    """Log-probabilities of one completion's tokens under the policy with digest `policy`, in nats."""
+
+    completion_id: str
+    policy: str
+    token_logps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """What one optimizer step looked like. Means over the pairs of the global step; log-probs in nats.
+
+    `saturation` is the mean of σ(−margin of implicit rewards): 0.5 at the start, near 0 when the pairs teach
+    nothing any more.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    chosen_reward: float
+    rejected_reward: float
+    margin: float
+    accuracy: float
+    saturation: float
+    chosen_logp: float
+    rejected_logp: float
+    grad_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured number with its 95 % interval. `n` counts prompts; `unit` and `estimator` say what it is."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    estimator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A gate's verdict on a round: accepted or not, and every reason in words."""
+
+    accepted: bool
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRef:
+    """A policy on disk. `path` is a `save_pretrained` folder; `digest` covers its files.
+
+    `base` is set when `path/adapter` holds a LoRA adapter that continues from that base policy; `path` itself
+    always holds whole, merged weights.
+    """
+
+    path: str
+    digest: str
+    round: int
+    kind: str = "causal_lm"
+    base: str | None = None

@@ -1,0 +1,1 @@
+"""Samplers: one file, one way to draw completions from a policy."""

@@ -1,0 +1,61 @@
+"""How the policy is updated: the settings that trainers read. Torch-free, so that recipes can be read without it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LoraSettings(BaseModel):
+    """Train a low-rank adapter instead of all weights (arXiv 2106.09685)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the update of each matrix."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of the linear layers to adapt, or `all-linear` (the LM head is never adapted)."""
+
+
+class TrainSettings(BaseModel):
+    """How the policy is updated on a round's pairs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
+    """Peak learning rate of AdamW."""
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the round's pairs."""
+    pairs_per_step: Annotated[int, Field(ge=1)] = 64
+    """Pairs of one optimizer step, over all microbatches."""
+    tokens_per_microbatch: Annotated[int, Field(ge=1)] = 8192
+    """Token budget of one forward and backward pass. Changes memory, never the result beyond rounding."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning rate after the warm-up: kept, or brought to 0 at the last step."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of steps over which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's denominator constant."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on matrices; vectors are not decayed."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients of a larger norm are scaled down to it. None: never."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products in bfloat16 (weights stay float32) or float32. auto: bf16 on a GPU, fp32 on a CPU."""
+    device: str = "auto"
+    """auto: the first GPU if there is one; or cpu, cuda, cuda:1."""
+    layout: Literal["auto", "padded", "packed", "shared"] = "auto"
+    """How pairs lie in a microbatch. auto: the fastest that the architecture takes. Same result in each."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    max_tokens: Annotated[int, Field(ge=2)] = 2048
+    """Pairs whose prompt plus longer completion exceeds this are dropped, and counted in the report."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between training states on disk, from which a stopped run goes on."""
+    log_every: Annotated[int, Field(ge=1)] = 1
+    """Steps between rows of the training curve."""
+    lora: LoraSettings | None = None
+    """Train a LoRA adapter. None: all weights."""

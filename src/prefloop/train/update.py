@@ -1,0 +1,217 @@
+"""The optimizer loop: shuffled pairs, microbatches of a token budget, one mean over the pairs of the global step."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prefloop.errors import Interrupted, TrainingDiverged
+from prefloop.protocols import Loss, Progress
+from prefloop.rows import StepLog, TokenizedPair
+from prefloop.tensors import LossOutput, PairLogps
+from prefloop.train.batches import pair_logps, plan_steps
+from prefloop.train.checkpoint import (
+    TrainingState,
+    load_state,
+    optimizer_moments,
+    restore_moments,
+    save_state,
+)
+from prefloop.train.settings import TrainSettings
+
+START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""Largest allowed |log π − log π_ref| per token at step 0, nats, where policy and reference are the same model."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what. `starts_at_reference` says that policy and reference are equal at step 0."""
+
+    model: nn.Module
+    pairs: Sequence[TokenizedPair]
+    loss: Loss
+    settings: TrainSettings
+    layout: str
+    seed: int
+    state_folder: Path
+    starts_at_reference: bool
+
+
+@dataclass
+class _Totals:
+    """Sums over the pairs of one step, kept on the device until they are logged."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, output: LossOutput, logps: PairLogps) -> None:
+        margin = output.chosen_reward - output.rejected_reward
+        values = {
+            "loss": output.loss * logps.weight,
+            "chosen_reward": output.chosen_reward,
+            "rejected_reward": output.rejected_reward,
+            "margin": margin,
+            # A tie counts half: identical pairs read 0.5, not 0.
+            "accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+            "saturation": torch.sigmoid(-margin),
+            "chosen_logp": logps.policy_chosen.total,
+            "rejected_logp": logps.policy_rejected.total,
+        }
+        for name, value in values.items():
+            total = value.detach().sum()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+
+def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
+    """Train `job.model` in place and return the training curve. Goes on from the newest state in its folder.
+
+    Raises:
+        TrainingDiverged: loss or gradient is not finite, or policy and reference differ at step 0 though they
+            should be the same model.
+        Interrupted: `stop()` became true; the state was written first.
+
+    """
+    settings = job.settings
+    lengths = [(len(p.context), len(p.chosen), len(p.rejected)) for p in job.pairs]
+    plan = plan_steps(lengths, settings.pairs_per_step, settings.epochs, job.seed, settings.tokens_per_microbatch)
+    named = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(named, settings)
+    curve: list[StepLog] = []
+    first = _resume(job, named, optimizer, curve)
+    progress.start("train", len(plan), "steps", done=first)
+    for step in range(first, len(plan)):
+        rate = learning_rate(step, len(plan), settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        totals = _accumulate(job, plan[step], check_start=step == 0 and job.starts_at_reference)
+        norm = _clip(named.values(), settings.max_grad_norm)
+        done = step + 1
+        stopping = stop()
+        save = done < len(plan) and (stopping or done % settings.checkpoint_every == 0)
+        log = done == len(plan) or done % settings.log_every == 0
+        if log or save:
+            row = _log(totals, norm, done, settings.epochs * done / len(plan), rate, _size(plan[step]))
+            _require_finite(row, named, job.state_folder)
+            curve.extend([row] if log else [])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.advance(1, f"loss {curve[-1].loss:.4f}" if curve else "")
+        if save:
+            names: dict[Tensor, str] = {p: name for name, p in named.items()}
+            weights = {name: p.detach() for name, p in named.items()}
+            save_state(job.state_folder, TrainingState(done, weights, optimizer_moments(optimizer, names), curve))
+        if stopping and done < len(plan):
+            raise Interrupted(f"training: stopped after step {done} of {len(plan)}; its state is on disk")
+    progress.finish()
+    return curve
+
+
+def make_optimizer(named: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101), fused; vectors (norms, biases) get no weight decay."""
+    groups = [
+        {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Return the learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    warmup = math.ceil(settings.warmup * total)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - warmup) / max(1, total - warmup)
+    scale = 1 - share if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+    return settings.learning_rate * scale
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which the model runs: bf16 on a GPU unless fp32 is asked for; fp32 on a CPU."""
+    use_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
+
+
+def _resume(job: Job, named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, curve: list[StepLog]) -> int:
+    device = next(iter(named.values())).device
+    state = load_state(job.state_folder, device)
+    if state is None:
+        return 0
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(state.weights[name])
+    restore_moments(optimizer, {p: name for name, p in named.items()}, state.moments)
+    curve.extend(state.steps)
+    return state.step
+
+
+def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bool) -> _Totals:
+    """Add up the gradient of the mean over the step's pairs, microbatch by microbatch."""
+    device = next(job.model.parameters()).device
+    size = _size(microbatches)
+    totals = _Totals()
+    for index, microbatch in enumerate(microbatches):
+        rows = [job.pairs[i] for i in microbatch]
+        with autocast(device, job.settings.precision):
+            logps = pair_logps(job.model, rows, layout=job.layout, needs_reference=job.loss.needs_reference)
+        if check_start and index == 0:
+            check_starts_at_reference(logps, job.settings.precision, device)
+        output = job.loss(logps)
+        ((output.loss * logps.weight).sum() / size).backward()
+        totals.add(output, logps)
+    return totals
+
+
+def check_starts_at_reference(logps: PairLogps, precision: str, device: torch.device) -> None:
+    """Compare live log-probs of the policy with the stored ones of the reference, which should be the same model.
+
+    Raises:
+        TrainingDiverged: they differ by more than `START_TOLERANCE` a token.
+
+    """
+    if logps.reference_chosen is None or logps.reference_rejected is None:
+        return
+    use_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    bound = START_TOLERANCE[torch.bfloat16 if use_bf16 else torch.float32]
+    chosen = (logps.policy_chosen.mean - logps.reference_chosen.mean).abs().max()
+    rejected = (logps.policy_rejected.mean - logps.reference_rejected.mean).abs().max()
+    worst = float(torch.maximum(chosen, rejected).detach())
+    if not worst <= bound:
+        raise TrainingDiverged(
+            f"step 0: policy and reference are the same model, but their log-probs differ by {worst:.3g} nats a token "
+            f"(allowed {bound}): the stored reference log-probs do not belong to this model, or the layout is wrong; "
+            "try train.layout=padded"
+        )
+
+
+def _size(microbatches: Sequence[Sequence[int]]) -> int:
+    return sum(len(m) for m in microbatches)
+
+
+def _clip(parameters: object, max_norm: float | None) -> Tensor:
+    return nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)  # type: ignore[call-overload]
+
+
+def _log(totals: _Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
+    means = {name: float(value) / size for name, value in totals.sums.items()}
+    return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **means)
+
+
+def _require_finite(row: StepLog, named: dict[str, nn.Parameter], states: Path) -> None:
+    if math.isfinite(row.loss) and math.isfinite(row.grad_norm):
+        return
+    bad = next((n for n, p in named.items() if p.grad is not None and not bool(p.grad.isfinite().all())), "none")
+    raise TrainingDiverged(
+        f"step {row.step}: loss {row.loss}, gradient norm {row.grad_norm}, first bad gradient: {bad}. The policy on "
+        f"disk is the last good one (states in {states}). Lower train.learning_rate, or set train.max_grad_norm"
+    )

@@ -1,0 +1,122 @@
+"""The optimizer loop: the result does not depend on the split, nor on being stopped."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from prefloop.errors import Interrupted, TrainingDiverged
+from prefloop.losses.dpo import DPO
+from prefloop.protocols import Quiet
+from prefloop.rows import TokenizedPair
+from prefloop.train.reference import score_reference
+from prefloop.train.settings import TrainSettings
+from prefloop.train.update import Job, learning_rate, train
+
+
+def pairs(count: int = 10) -> list[TokenizedPair]:
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        size = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(4, 90, (size,), generator=generator).tolist())
+
+    return [TokenizedPair(f"p{i}", ids(2, 9), ids(1, 12), ids(1, 12), None, None, None, 1.0) for i in range(count)]
+
+
+def job(folder: Path, **settings: object) -> Job:
+    model = tiny_model("llama")
+    scored = score_reference(model, pairs(), "padded", 200)
+    wanted = {"learning_rate": 1e-2, "pairs_per_step": 3, "epochs": 2, "layout": "padded", **settings}
+    return Job(
+        model=model.requires_grad_(True),
+        pairs=scored,
+        loss=DPO(),
+        settings=TrainSettings.model_validate(wanted),
+        layout="padded",
+        seed=7,
+        state_folder=folder,
+        starts_at_reference=True,
+    )
+
+
+def run(one: Job) -> tuple[list[float], torch.Tensor]:
+    curve = train(one, Quiet(), lambda: False)
+    return [row.loss for row in curve], torch.cat([p.detach().flatten() for p in one.model.parameters()])
+
+
+def test_training_lowers_the_loss_from_ln_2(tmp_path):
+    losses, _ = run(job(tmp_path, epochs=6))
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < 0.4
+
+
+def test_the_microbatch_budget_does_not_change_the_result(tmp_path):
+    whole, weights = run(job(tmp_path / "a", tokens_per_microbatch=10**6))
+    split, again = run(job(tmp_path / "b", tokens_per_microbatch=1))
+    assert split == pytest.approx(whole, rel=1e-5)
+    # AdamW divides by the root of tiny second moments, which magnifies rounding in weights that barely move.
+    torch.testing.assert_close(again, weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 5, 7])
+@pytest.mark.parametrize("every", [2, 100])
+def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, stop_after, every):
+    losses, weights = run(job(tmp_path / "a"))
+    first = job(tmp_path / "b", checkpoint_every=every)
+    calls = itertools.count(1)
+    with pytest.raises(Interrupted, match=f"after step {stop_after} of 8"):
+        train(first, Quiet(), lambda: next(calls) == stop_after)
+    resumed, again = run(job(tmp_path / "b", checkpoint_every=every))
+    assert resumed == losses
+    assert again.equal(weights)
+
+
+def test_a_reference_of_another_model_is_noticed_at_step_0(tmp_path):
+    wrong = job(tmp_path)
+    other = score_reference(tiny_model("llama", seed=1), pairs(), "padded", 200)
+    with pytest.raises(TrainingDiverged, match="step 0: policy and reference are the same model"):
+        run(dataclasses.replace(wrong, pairs=other))
+
+
+def test_stored_reference_equals_live_reference(tmp_path):
+    one = job(tmp_path)
+    for pair in one.pairs:
+        (live,) = score_reference(one.model, [pair], "padded", 1)
+        assert live.reference_chosen == pytest.approx(pair.reference_chosen, abs=1e-5)
+        assert live.reference_rejected == pytest.approx(pair.reference_rejected, abs=1e-5)
+
+
+def test_divergence_names_the_step_and_keeps_no_bad_state(tmp_path):
+    bad = job(tmp_path, learning_rate=1e30, max_grad_norm=None, warmup=0, checkpoint_every=1)
+    with pytest.raises(TrainingDiverged, match="step 2: .*first bad gradient"):
+        run(bad)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("cosine", [0.5, 1, *(0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))]),
+    ],
+)
+def test_schedules(schedule, expected):
+    settings = TrainSettings(learning_rate=1.0, warmup=0.2, schedule=schedule)
+    assert [learning_rate(step, 10, settings) for step in range(10)] == pytest.approx(expected)
+
+
+def test_every_step_is_logged_or_every_nth_and_the_last(tmp_path):
+    curve = train(job(tmp_path, log_every=3), Quiet(), lambda: False)
+    assert [row.step for row in curve] == [3, 6, 8]
+
+
+def test_weights_of_pairs_scale_their_loss(tmp_path):
+    one = job(tmp_path, pairs_per_step=10, epochs=1)
+    doubled = dataclasses.replace(one, pairs=[dataclasses.replace(p, weight=2.0) for p in one.pairs])
+    assert run(doubled)[0] == pytest.approx([2 * math.log(2)], abs=1e-5)
