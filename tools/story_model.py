@@ -41,7 +41,7 @@ class TrainSettings:
     layers: int = 4
     heads: int = 4
     mlp: int = 320
-    tokens: int = 18_000_000
+    tokens: int = 10_000_000
     batch_rows: int = 16
     lr: float = 0.01
     warmup_steps: int = 50

@@ -41,13 +41,13 @@ class PromptSettings:
     per teacher token; the teacher's own text scores lower.
     """
 
-    from_templates: int = 480
-    drawn: int = 120
+    from_templates: int = 540
+    drawn: int = 60
     draws: int = 16384
-    temperature: float = 0.8
+    temperature: float = 0.7
     min_word: int = 100
     template_nats: float = 2.4
-    drawn_nats: float = 1.0
+    drawn_nats: float = 0.85
     seed: int = 99_000_000
 
 

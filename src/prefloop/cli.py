@@ -24,8 +24,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+# Tables need 110 columns; a pipe or a log has no width of its own.
+console = Console(width=None if sys.stdout.isatty() else 110)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else 110)
 
 Target = Annotated[str, typer.Argument(help="A method's name (see `prefloop methods`) or a recipe file (.yaml).")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings, as key=value: train.learning_rate=1e-5")]
@@ -39,12 +40,12 @@ def main() -> None:
     try:
         app()
     except PrefloopError as error:
-        errors.print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", style="bold", markup=False)
+        errors.print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", style="bold", markup=False, soft_wrap=True)
         if isinstance(error, Interrupted):
-            errors.print(f"Nothing is lost. To go on: {_again()}", markup=False, highlight=False)
+            errors.print(f"Nothing is lost. To go on: {_again()}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        errors.print(f"stopped at once; finished parts are kept. To go on: {_again()}", markup=False, highlight=False)
+        errors.print(f"stopped at once; finished parts are kept. To go on: {_again()}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(Interrupted.exit_code)
 
 
@@ -89,10 +90,10 @@ def check(
 
     recipe, _ = read_recipe(target, overrides or [])
     for line in check_data(recipe):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not data_only:
         for line in check_policy(recipe):
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print("ok", style="green")
 
 
@@ -126,7 +127,7 @@ def report(run_folder: RunFolder) -> None:
     from prefloop.evaluate.report import write_report
 
     _require_run(run_folder)
-    console.print(str(write_report(run_folder)), markup=False, highlight=False)
+    console.print(str(write_report(run_folder)), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -142,7 +143,7 @@ def export(
     actions: dict[str, Callable[[Path, Path], str]] = {"policy": export_policy, "pairs": export_pairs}
     if what not in actions:
         raise ConfigError(f"export: {what!r} cannot be exported; choose policy or pairs")
-    console.print(actions[what](run_folder, to), markup=False, highlight=False)
+    console.print(actions[what](run_folder, to), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -191,18 +192,18 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
     console.print()
     console.print(summary_table(summary))
     for entry in summary["rounds"]:
-        label = "promoted" if entry["accepted"] else "refused"
+        label = "accepted" if entry["accepted"] else "refused"
         for index, reason in enumerate(entry["why"]):
             head = f"round {entry['round']} {label}: " if index == 0 else "  "
-            console.print(head + reason, markup=False, highlight=False)
+            console.print(head + reason, markup=False, highlight=False, soft_wrap=True)
     for warning in summary["warnings"]:
-        console.print(f"note: {warning}", markup=False, highlight=False, style="dim")
+        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print()
-    console.print(summary["verdict"], style="bold", markup=False, highlight=False)
+    console.print(summary["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)
     if summary["policy_best"]["round"] >= 0:
-        console.print(f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False)
+        console.print(f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False, soft_wrap=True)
     if (root / "report.html").exists():
-        console.print(f"report       {root / 'report.html'}", markup=False, highlight=False)
+        console.print(f"report       {root / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _require_run(root: Path) -> None:

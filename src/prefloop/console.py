@@ -57,7 +57,7 @@ class ConsoleProgress:
     def say(self, text: str) -> None:
         """Show one line that stays."""
         self.close()
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar off the screen."""

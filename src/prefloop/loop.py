@@ -126,7 +126,7 @@ def _round(
             ledger.set_best(summary, policy, here.root)
     done: dict[str, Artifact[Any]] = {"samples": samples, "judged": judged, "pairs": pairs, "batches": batches, **evaluation.stages()}
     ledger.add_round(summary, number, done | {"policy": stages.policy_artifact(policy)}, evaluation.decision, policy)
-    here.progress.say(f"round {number}: {'promoted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
+    here.progress.say(f"round {number}: {'accepted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
 
 
 def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt], standing: Standing) -> Evaluation:

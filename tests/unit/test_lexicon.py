@@ -9,7 +9,8 @@ POLICY = PolicyRef("p", "0", 0)
 CONTEXT = RoundContext(seed=0, round=0, policy=POLICY, start=POLICY)
 
 # The output in the README of vaderSentiment 3.3.2 for its example sentences: text, compound, pos, neg.
-# Left out: the sentence with emoji, for which the package itself gives 0.875 and its README 0.7003.
+# Where the package of that version itself differs from its README, it is left out: the sentence with emoji (compound
+# 0.875, README 0.7003), and the shares of "At least it isn't a horrible book." (pos 0.322, README 0.363).
 PUBLISHED = [
     ("VADER is smart, handsome, and funny.", 0.8316, 0.746, 0.0),
     ("VADER is smart, handsome, and funny!", 0.8439, 0.752, 0.0),
@@ -19,7 +20,7 @@ PUBLISHED = [
     ("VADER is VERY SMART, uber handsome, and FRIGGIN FUNNY!!!", 0.9469, 0.706, 0.0),
     ("VADER is not smart, handsome, nor funny.", -0.7424, 0.0, 0.646),
     ("The book was good.", 0.4404, 0.492, 0.0),
-    ("At least it isn't a horrible book.", 0.431, 0.363, 0.0),
+    ("At least it isn't a horrible book.", 0.431, None, None),
     ("The book was only kind of good.", 0.3832, 0.303, 0.0),
     ("The plot was good, but the characters are uncompelling and the dialog is not great.", -0.7042, 0.094, 0.327),
     ("Today SUX!", -0.5461, 0.0, 0.779),
@@ -45,8 +46,8 @@ def scores(judge, *texts):
 def test_scores_are_the_published_ones():
     texts = [text for text, *_ in PUBLISHED]
     assert scores(Lexicon(), *texts) == tuple(compound for _, compound, _, _ in PUBLISHED)
-    expected = tuple(pos - neg for _, _, pos, neg in PUBLISHED)
-    assert scores(Lexicon(score="positive_minus_negative"), *texts) == pytest.approx(expected)
+    shares = {text: pos - neg for text, _, pos, neg in PUBLISHED if pos is not None}
+    assert scores(Lexicon(score="positive_minus_negative"), *shares) == pytest.approx(tuple(shares.values()))
 
 
 def test_sign_turns_the_preference_around():

@@ -4,12 +4,12 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SHARED, needs_shared
 
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judge.verifier import Verifier, gsm8k_number, last_number
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, SampleGroup, prompt_id
+from tiny import SHARED, needs_shared
 
 POLICY = PolicyRef("p", "0", 0)
 CONTEXT = RoundContext(seed=0, round=0, policy=POLICY, start=POLICY)
@@ -30,7 +30,8 @@ def scores(judge, gold, *texts):
 
 @needs_shared
 def test_every_gsm8k_answer_is_read():
-    rows = [json.loads(line) for line in (SHARED / "gsm8k" / "train.jsonl").open(encoding="utf-8")]
+    lines = (SHARED / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     assert len(rows) == 7473
     for row in rows:
         expected = row["answer"].rpartition("####")[2].strip().replace(",", "")
@@ -195,5 +196,5 @@ def test_bad_settings_are_refused(fields, message):
 
 
 def test_a_name_that_is_no_function_is_refused(user):
-    with pytest.raises(ConfigError, match="is a int; name a function"):
+    with pytest.raises(ConfigError, match="is of type int; name a function"):
         Verifier("python", file=f"{user}:constant")

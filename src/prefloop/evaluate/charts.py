@@ -4,7 +4,7 @@ theme.
 A chart is 340 × 190 units, about the width of a phone, so that its 11-unit labels stay readable when it is
 scaled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, isfinite, log10
@@ -87,19 +87,20 @@ def histogram(
         top: share at the top of the chart, the same for all charts that are compared.
 
     """
-    y = _Axis(0.0, top or 1.0, HEIGHT - BOTTOM, TOP)
+    y = _Axis(0.0, 100 * top or 100.0, HEIGHT - BOTTOM, TOP)
     x = _Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
-    body = [_grid(y, lambda share: f"{100 * share:g} %"), _labels(x, [(v, _short(v)) for v in x.ticks()])]
+    body = [_grid(y, " %"), _labels(x, [(v, _short(v)) for v in x.ticks()])]
     for share, (low, high) in zip(shares, pairwise(edges), strict=True):
-        left, width, height = x(low), x(high) - x(low), y(0) - y(share)
+        left, width, height = x(low), x(high) - x(low), y(0) - y(100 * share)
         if share:
             title = f"{_short(low)} to {_short(high)}: {100 * share:.1f} %"
             body.append(
-                f'<rect class="a" x="{left + 0.5:.1f}" y="{y(share):.1f}" width="{max(width - 1, 0.5):.1f}" '
+                f'<rect class="a" x="{left + 0.5:.1f}" y="{y(100 * share):.1f}" width="{max(width - 1, 0.5):.1f}" '
                 f'height="{height:.1f}"><title>{escape(title)}</title></rect>'
             )
     if behind:
-        steps = [f"{x(edge):.1f},{y(share):.1f}" for share, *ends in zip(behind, edges, edges[1:]) for edge in ends]
+        bins = zip(behind, pairwise(edges), strict=True)
+        steps = [f"{x(edge):.1f},{y(100 * share):.1f}" for share, ends in bins for edge in ends]
         body.append(f'<polyline class="outline" points="{" ".join(steps)}"/>')
     return _svg(body, label)
 
@@ -125,7 +126,7 @@ def round_numbers(low: float, high: float, count: int = _TICKS) -> list[float]:
     """
     raw = (high - low) / count
     scale = 10.0 ** floor(log10(raw))
-    step = next(f * scale for f in (1, 2, 2.5, 5, 10) if f * scale >= raw * 0.999)
+    step = next(f * scale for f in (1, 2, 2.5, 5, 10) if f * scale >= raw * 0.75)
     return [n * step for n in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
 
@@ -164,10 +165,17 @@ def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _grid(y: _Axis, form: Callable[[float], str] = _short) -> str:
+def _same_decimals(values: Sequence[float]) -> list[str]:
+    """Return all values with as many decimals as the one that needs most: 0.50 above 0.25."""
+    decimals = max(len(f"{v:.6g}".partition(".")[2]) for v in values)
+    return [f"{v:.{decimals}f}".replace("-", "−") for v in values] if decimals < 6 else [_short(v) for v in values]
+
+
+def _grid(y: _Axis, unit: str = "") -> str:
+    ticks = y.ticks()
     return "".join(
-        f'{_level(y(v), "grid")}<text class="y" x="{LEFT - 6:g}" y="{y(v) + 3.5:.1f}">{escape(form(v))}</text>'
-        for v in y.ticks()
+        f'{_level(y(v), "grid")}<text class="y" x="{LEFT - 6:g}" y="{y(v) + 3.5:.1f}">{text}{unit}</text>'
+        for v, text in zip(ticks, _same_decimals(ticks), strict=True)
     )
 
 

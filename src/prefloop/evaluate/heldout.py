@@ -146,25 +146,16 @@ def candidate_metrics(
     facts = {"unscored": _unscored(candidate)}
     _own(bench, candidate)
     for name, suffix, other in (
-        ("start", "", _by_prompt(start, "start")),
-        ("best", "_best", _by_prompt(best, "best")),
+        ("start", "", _by_prompt(start, "the start")),
+        ("best", "_best", _by_prompt(best, "the best so far")),
     ):
-        _check_paired(candidate, other, name)
+        whom = "the start" if name == "start" else "the best so far"
+        _check_paired(candidate, other, whom)
         facts[f"unscored_{name}"] = _unscored(other)
-        bench.mean(
-            f"judge_score_gain{suffix}",
-            _over(candidate, other, _gain),
-            "score",
-            f"mean over prompts of the difference to {name}",
-        )
-        bench.mean(
-            f"win_rate_vs_{name}",
-            _over(candidate, other, _wins),
-            "%",
-            "all K × K pairs of a prompt, ties half",
-            PERCENT,
-        )
-        bench.warnings += _unlike(candidate, other, name)
+        gains, wins = _over(candidate, other, _gain), _over(candidate, other, _wins)
+        bench.mean(f"judge_score_gain{suffix}", gains, "score", f"difference to {whom}, mean over prompts")
+        bench.mean(f"win_rate_vs_{name}", wins, "%", "all K × K pairs of a prompt, ties half", PERCENT)
+        bench.warnings += _unlike(candidate, other, whom)
     facts["without_logps"] = _kl(bench, candidate, start_logps)
     return _held_out(bench, candidate, facts)
 

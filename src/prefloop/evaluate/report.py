@@ -1,53 +1,47 @@
-"""The run as one page: `report.html`, built from `summary.json`, `recipe.yaml` and the artifacts of a run
-folder.
+"""The run as one page: `report.html`, from `summary.json`, `recipe.yaml` and the artifacts of a run folder.
 
-The page is a single file without scripts that loads nothing from anywhere; a content security policy in it
-says so to the browser as well. Prompts, completions and notes are untrusted text: every one of them is
-escaped. Examples are counted and cut, so the page stays below 2 MB whatever the run's size."""
+The page is a single file without scripts that loads nothing from anywhere; its content security policy tells
+the browser so as well. Prompts, completions and notes are untrusted text: all of them are escaped. Examples
+are few and cut to a length, so the page stays below 2 MB whatever the run's size."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
 from prefloop.errors import DataError
-from prefloop.evaluate.charts import Line, Point, histogram, line_chart, thinned
-from prefloop.evaluate.summary import (
-    START_ROUND,
-    interval,
-    metrics_from_json,
-    number,
-    verdict,
-    with_interval,
-    with_unit,
-)
-from prefloop.rows import Completion, JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
+from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
+from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, samples
+from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
+from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
 
 R = TypeVar("R")
 
 REPORT = "report.html"
 
+_NEEDED = ("prefloop", "name", "recipe", "seed", "state", "policy_start", "policy_best", "rounds")
+
 # What one page shows at most.
-_TEXT = 1200  # characters of a prompt or completion
-_WHY = 600  # characters of a reason or note
-_RECIPE = 40_000  # characters of recipe.yaml
-_ROUNDS = 40  # rounds in lists and tables: the first few, then the last
-_FIRST_ROUNDS = 5
-_COLUMNS = 12  # rounds beside each other: in the metrics table, histograms and pairs
-_SAMPLES = 4  # prompts of each kind: gained most, lost most, fixed order
+_LISTED = 40  # rounds below each other
+_BESIDE = 12  # rounds beside each other, or with texts
+_FIRST = 5  # of these, rounds from the beginning; the others are the last ones
 _WARNINGS = 30
 _FACTS = 40
-_BINS = 24
+_FACT = 80  # characters of a fact
+_RECIPE = 40_000  # characters of recipe.yaml
 
-_STAGES = {"1-samples": "sample", "2-judged": "judge", "3-pairs": "pair", "4-batches": "batch", "5-policy": "train"}
-_ORDER = (
+_TILES = {
+    "judge_score": "score",
+    "win_rate_vs_start": "win rate against the start",
+    "kl_policy_start": "KL(policy ‖ start)",
+    "length": "length",
+    "repetition": "repetition",
+}
+_METRICS = (
     "judge_score",
     "judge_score_gain",
     "judge_score_gain_best",
@@ -59,11 +53,7 @@ _ORDER = (
     "distinct_2",
     "stopped",
 )
-_SIGNED = ("judge_score_gain", "judge_score_gain_best")
-
-
-
-
+_GAINS = ("judge_score_gain", "judge_score_gain_best")
 
 
 def write_report(root: Path) -> Path:
@@ -86,13 +76,12 @@ def write_report(root: Path) -> Path:
     if not (root / "summary.json").is_file():
         raise DataError(f"{root}: no summary.json here; give the folder of a run that has been started")
     summary = read_json(root / "summary.json")
-    try:
-        view = _view(root, summary)
-    except (KeyError, TypeError, AttributeError) as error:
+    missing = [name for name in _NEEDED if name not in summary]
+    if missing:
         raise DataError(
-            f"{root / 'summary.json'}: not as docs/artifacts.md describes it ({error!r}); "
+            f"{root / 'summary.json'}: lacks {', '.join(missing)} (docs/artifacts.md lists the fields); "
             "repeat `prefloop run` to write it again"
-        ) from error
+        )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -100,242 +89,128 @@ def write_report(root: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "gain": _signed, "seconds": _seconds, "count": _count, "clip": _clip}
-    page = environment.get_template("report.html.j2").render(view)
+    environment.filters |= {"score": _score, "gain": _signed, "seconds": _seconds, "count": _count}
+    page = environment.get_template("report.html.j2").render(_view(root, summary))
     # Lone surrogates can come out of JSON; UTF-8 has no bytes for them.
     write_text(root / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
     return root / REPORT
 
 
 def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    rounds = list(summary["rounds"])
+    """Return what the template shows, by name."""
+    rounds: list[Mapping[str, Any]] = summary["rounds"]
+    metrics = {e["round"]: metrics_from_json(e["metrics"]) for e in rounds}
+    start_metrics = metrics_from_json((summary.get("start") or {}).get("metrics") or {})
     best = summary["policy_best"]["round"]
-    start = _judged(root / "start" / "2-judged")
-    judged = {
-        e["round"]: _judged(_round_folder(root, e["round"]) / "6-report" / "2-judged") for e in _ends(rounds, _COLUMNS)
-    }
-    after = best if best != START_ROUND else (rounds[-1]["round"] if rounds else START_ROUND)
+    # Where nothing was accepted, the last refused policy is the one to look at.
+    shown = best if best in metrics else max(metrics, default=START_ROUND)
+    beside = [e["round"] for e in _ends(rounds, _BESIDE)]
+    start = _judged(root / "start")
+    judged = {n: _judged(_folder(root, n) / "6-report") for n in {*beside, shown} - {START_ROUND}}
+    pairs = {n: few_pairs(_parts(_folder(root, n) / "3-pairs", PreferencePair)) for n in beside}
     return {
         "summary": summary,
         "verdict": summary.get("verdict") or verdict(summary),
-        "warnings": [_clip(w, _WHY) for w in summary.get("warnings", [])[:_WARNINGS]],
+        "warnings": [clip(str(w), NOTE) for w in summary.get("warnings", [])[:_WARNINGS]],
         "best": best,
-        "tiles": _tiles(summary, rounds, after),
-        "decisions": _decisions(rounds),
-        "omitted": max(0, len(rounds) - _ROUNDS),
-        "table": _metric_table(summary, rounds),
-        "round_charts": _round_charts(summary, rounds),
-        "histograms": _histograms(start, judged),
-        "samples": _samples(start, judged.get(after, []) if after in judged else _judged_of(root, after)),
-        "after": after,
-        "pairs": _pairs(root, [e["round"] for e in rounds]),
-        "step_charts": _step_charts(root, [e["round"] for e in rounds]),
-        "counts": [_stage_counts(root, e) for e in _ends(rounds, _ROUNDS)],
-        "unfinished": _unfinished(root, rounds),
+        "shown": shown,
+        "tiles": _tiles(start_metrics, metrics.get(shown, {})),
+        "decisions": [
+            {**e, "why": [clip(str(reason), NOTE) for reason in e.get("why", [])]} for e in _ends(rounds, _LISTED)
+        ],
+        "omitted": max(0, len(rounds) - _LISTED),
+        "table": _table([("start", start_metrics), *((f"round {n}", metrics[n]) for n in beside)]),
+        "round_charts": round_charts(start_metrics, list(metrics.items())),
+        "histograms": histograms(start, {n: judged[n] for n in beside}),
+        "samples": samples(start, judged.get(shown, [])),
+        "pairs": {n: few for n, few in pairs.items() if few},
+        "step_charts": step_charts([_steps(_folder(root, n)) for n in metrics]),
+        "counts": [_counts(_folder(root, e["round"]), e) for e in _ends(rounds, _LISTED)],
+        "unfinished": _unfinished(root, set(metrics)),
         "provenance": _provenance(root, summary),
-        "facts": _facts(root, rounds),
+        "noted": [row for n in beside for row in _noted(_folder(root, n))],
         "recipe": _recipe(root),
     }
 
 
-# --- numbers -------------------------------------------------------------------------------------------------------
-
-
-def _tiles(summary: Mapping[str, Any], rounds: Sequence[Any], after: int) -> list[dict[str, str]]:
-    """Return the few numbers at the top: those of the best policy, or of the last round where none was
-    accepted."""
-    entry = next((e for e in rounds if e["round"] == after), None)
-    if entry is None:
-        return []
-    now, start = metrics_from_json(entry["metrics"]), _start_metrics(summary)
-    tiles = []
-    for name, title in (
-        ("judge_score", "score"),
-        ("win_rate_vs_start", "win rate against the start"),
-        ("kl_policy_start", "KL(policy ‖ start)"),
-        ("length", "length"),
-        ("repetition", "repetition"),
-    ):
-        if name in now:
-            unit = now[name].unit
-            before = f"start: {number(start[name].value, unit)}" if name in start else ""
-            tiles.append(
-                {
-                    "title": title,
-                    "value": with_unit(now[name].value, "%" if unit == "%" else "share" if unit != "tokens" else ""),
-                    "unit": unit if unit in ("nats per token", "tokens") else "",
-                    "below": before or interval(now[name]),
-                }
-            )
-    return tiles
-
-
-def _start_metrics(summary: Mapping[str, Any]) -> dict[str, Metric]:
-    return metrics_from_json((summary.get("start") or {}).get("metrics") or {})
-
-
-def _decisions(rounds: Sequence[Any]) -> list[dict[str, Any]]:
+def _tiles(start: Mapping[str, Metric], now: Mapping[str, Metric]) -> list[dict[str, str]]:
+    """Return the few numbers at the top, each with the start's where there is one, else with its interval."""
     return [
         {
-            "round": e["round"],
-            "accepted": e["accepted"],
-            "why": [_clip(reason, _WHY) for reason in e.get("why", [])],
-            "metrics": {name: with_interval(m) for name, m in metrics_from_json(e["metrics"]).items()},
+            "title": title,
+            "value": number(now[name].value, now[name].unit),
+            "unit": now[name].unit if now[name].unit in ("%", "tokens", "nats per token") else "",
+            "below": f"start {number(start[name].value, start[name].unit)}" if name in start else interval(now[name]),
         }
-        for e in _ends(rounds, _ROUNDS)
+        for name, title in _TILES.items()
+        if name in now
     ]
 
 
-def _metric_table(summary: Mapping[str, Any], rounds: Sequence[Any]) -> dict[str, Any]:
-    """Return the metrics as rows, the start and the rounds as columns."""
-    shown = _ends(rounds, _COLUMNS)
-    columns = [("start", _start_metrics(summary))]
-    columns += [(f"round {e['round']}", metrics_from_json(e["metrics"])) for e in shown]
+def _table(columns: Sequence[tuple[str, Mapping[str, Metric]]]) -> dict[str, Any]:
+    """Return the metrics as rows; the start and the rounds are columns."""
     names = {name for _, metrics in columns for name in metrics}
-    ordered = [n for n in _ORDER if n in names] + sorted(names - set(_ORDER))[:_FACTS]
     rows = []
-    for name in ordered:
+    for name in [n for n in _METRICS if n in names] + sorted(names - set(_METRICS))[:_FACTS]:
         found = [metrics.get(name) for _, metrics in columns]
-        any_one = next(m for m in found if m is not None)
-        form = _signed if name in _SIGNED else number
-        cells = [None if m is None else (form(m.value, m.unit), interval(m)) for m in found]
-        rows.append({"name": name, "unit": any_one.unit, "estimator": _last(found).estimator, "cells": cells})
-    prompts = [max((m.n for m in metrics.values()), default=0) for _, metrics in columns]
+        latest = [m for m in found if m is not None][-1]
+        write = _signed if name in _GAINS else number
+        cells = [None if m is None else (write(m.value, m.unit), interval(m)) for m in found]
+        rows.append({"name": name, "unit": latest.unit, "estimator": latest.estimator, "cells": cells})
+    prompts = [max((m.n for m in metrics.values()), default=None) for _, metrics in columns]
     return {"columns": [title for title, _ in columns], "rows": rows, "prompts": prompts}
 
 
-def _last(found: Sequence[Metric | None]) -> Metric:
-    return next(m for m in reversed(found) if m is not None)
-
-
-
-
-_MANY = 60  # rounds beyond which points are drawn as means of neighbours
-
-
-# --- what lies in the artifacts ------------------------------------------------------------------------------------
-
-
-def _round_folder(root: Path, number_of_round: int) -> Path:
-    return root / f"round-{number_of_round:03d}"
-
-
-def _rows(path: Path, record: type[R]) -> Iterable[R]:
-    return load_artifact(path, record) or ()
-
-
-def _judged(path: Path) -> list[JudgedGroup]:
-    return list(_rows(path, JudgedGroup))
-
-
-def _judged_of(root: Path, number_of_round: int) -> list[JudgedGroup]:
-    return (
-        []
-        if number_of_round == START_ROUND
-        else _judged(_round_folder(root, number_of_round) / "6-report" / "2-judged")
-    )
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-# --- counts and provenance -----------------------------------------------------------------------------------------
-
-
-def _stage_counts(root: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    folder = _round_folder(root, entry["round"])
-    completions, unscored = _completions(load_artifact(folder / "2-judged", JudgedGroup))
-    paired = _paired_prompts(load_artifact(folder / "3-pairs", PreferencePair))
-    prompts = _rows_of(folder / "0-prompts", Prompt)
+def _counts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how much each stage of a round had in hand; `None` where a stage did not run or is not
+    finished."""
+    prompts = _rows(folder / "0-prompts", Prompt)
+    scores = [batch["scores"].flatten() for batch in _columns(folder / "2-judged", ["scores"])]
+    pairs = _rows(folder / "3-pairs", PreferencePair)
+    # Pairs of earlier rounds that are trained on again have prompts of their own.
+    paired = {
+        prompt["prompt_id"]
+        for batch in _columns(folder / "3-pairs", ["prompt.prompt_id", "round"])
+        for prompt, made in zip(batch["prompt"].to_pylist(), batch["round"].to_pylist(), strict=True)
+        if made == entry["round"]
+    }
     return {
         "round": entry["round"],
         "prompts": prompts,
-        "completions": completions,
-        "unscored": unscored,
-        "pairs": _rows_of(folder / "3-pairs", PreferencePair),
-        "unpaired": None if prompts is None or paired is None else prompts - paired,
-        "batches": _rows_of(folder / "4-batches", TokenizedPair),
-        "steps": _rows_of(folder / "5-policy", StepLog),
-        "seconds": dict(entry.get("seconds") or {}),
-        "tokens": dict(entry.get("tokens") or {}),
+        "completions": sum(len(s) for s in scores) if scores else None,
+        "unscored": sum(s.null_count for s in scores) if scores else None,
+        "pairs": pairs,
+        "unpaired": None if prompts is None or pairs is None else prompts - len(paired),
+        "batches": _rows(folder / "4-batches", TokenizedPair),
+        "steps": _rows(folder / "5-policy", StepLog),
+        "seconds": entry.get("seconds") or {},
+        "tokens": entry.get("tokens") or {},
     }
 
 
-def _rows_of(path: Path, record: type[Any]) -> int | None:
-    artifact: Artifact[Any] | None = load_artifact(path, record)
-    return None if artifact is None else artifact.rows
-
-
-def _completions(artifact: Artifact[JudgedGroup] | None) -> tuple[int | None, int | None]:
-    """Return how many completions a round judged, and how many got no score, from that one column."""
-    if artifact is None:
-        return None, None
-    total = unscored = 0
-    for column in _column(artifact, "scores"):
-        scores = column.flatten()
-        total, unscored = total + len(scores), unscored + scores.null_count
-    return total, unscored
-
-
-def _paired_prompts(artifact: Artifact[PreferencePair] | None) -> int | None:
-    if artifact is None:
-        return None
-    return len(
-        {pid for column in _column(artifact, "prompt.prompt_id") for pid in column.field("prompt_id").to_pylist()}
-    )
-
-
-def _column(artifact: Artifact[Any], name: str) -> Iterable[Any]:
-    """Yield one column of an artifact's parts as Arrow arrays, without decoding the texts beside it."""
-    for part in sorted(artifact.path.glob("part-*.parquet")):
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(columns=[name]):
-                yield batch.column(0)
-
-
-def _unfinished(root: Path, rounds: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """Return the rounds that have a folder but no entry yet, with their finished stages."""
-    known = {_round_folder(root, e["round"]).name for e in rounds}
-    folders = [f for f in sorted(root.glob("round-*")) if re.fullmatch(r"round-\d+", f.name) and f.name not in known]
+def _unfinished(root: Path, known: set[int]) -> list[tuple[str, list[str]]]:
+    """Return the rounds that have a folder but no entry in the summary, with their finished stages."""
+    names = {_folder(root, n).name for n in known}
+    folders = [f for f in sorted(root.glob("round-*")) if re.fullmatch(r"round-\d+", f.name) and f.name not in names]
     return [
         (folder.name, [stage.name for stage in sorted(folder.iterdir()) if load_artifact(stage, None)])
-        for folder in folders[-_COLUMNS:]
+        for folder in folders[-_BESIDE:]
     ]
 
 
-def _facts(root: Path, rounds: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return what each stage of the shown rounds noted, with the artifact's rows and digest."""
+def _noted(folder: Path) -> list[dict[str, Any]]:
+    """Return rows, digest and facts of each finished stage of a round."""
     found = []
-    for entry in _ends(rounds, _COLUMNS):
-        folder = _round_folder(root, entry["round"])
-        for stage in sorted(folder.iterdir()) if folder.is_dir() else ():
-            artifact = load_artifact(stage, None)
-            if artifact is None:
-                continue
-            noted = [(k, v) for k, v in artifact.facts.items() if isinstance(v, str | int | float | bool)]
+    for stage in sorted(folder.iterdir()) if folder.is_dir() else ():
+        artifact: Artifact[Any] | None = load_artifact(stage, None)
+        if artifact is not None:
+            facts = [f"{k}: {clip(str(v), _FACT)}" for k, v in artifact.facts.items() if not isinstance(v, dict | list)]
             found.append(
                 {
                     "stage": f"{folder.name}/{stage.name}",
                     "rows": artifact.rows,
                     "digest": artifact.digest,
-                    "facts": "; ".join(f"{k}: {_clip(str(v), 80)}" for k, v in noted[:_FACTS]),
+                    "facts": "; ".join(facts[:_FACTS]),
                 }
             )
     return found
@@ -346,18 +221,18 @@ def _provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]
     which = "the start" if best["round"] == START_ROUND else f"round {best['round']}"
     known = [
         ("run", summary["name"]),
-        ("folder", root.name),
+        ("folder", root.resolve().name),
         ("recipe", summary["recipe"]),
         ("seed", summary["seed"]),
         ("state", summary["state"]),
-        ("start policy", f"{start['path']} ({start['digest']})"),
-        ("best policy", f"{which}: {best['path']} ({best['digest']})"),
+        ("start policy", f"{start['path']}, digest {start['digest']}"),
+        ("best policy", f"{which}: {best['path']}, digest {best['digest']}"),
         ("judge", _flat(summary.get("judge"))),
         ("judge of the evaluation", _flat(summary.get("eval_judge"))),
         ("prefloop", summary["prefloop"]),
         *((f"version of {name}", v) for name, v in sorted((summary.get("versions") or {}).items())),
     ]
-    return [(name, _clip(str(value), _TEXT)) for name, value in known if value not in (None, "")]
+    return [(name, clip(str(value), TEXT)) for name, value in known if value not in (None, "")]
 
 
 def _flat(value: Any) -> str:
@@ -368,19 +243,43 @@ def _flat(value: Any) -> str:
 
 def _recipe(root: Path) -> str:
     path = root / "recipe.yaml"
-    return _clip(path.read_text(encoding="utf-8", errors="replace"), _RECIPE) if path.is_file() else ""
+    return clip(path.read_text(encoding="utf-8", errors="replace"), _RECIPE) if path.is_file() else ""
 
 
-# --- small things --------------------------------------------------------------------------------------------------
+def _folder(root: Path, number_of_round: int) -> Path:
+    return root / f"round-{number_of_round:03d}"
+
+
+def _judged(folder: Path) -> list[JudgedGroup]:
+    return [group for part in _parts(folder / "2-judged", JudgedGroup) for group in part]
+
+
+def _steps(folder: Path) -> list[StepLog]:
+    return [step for part in _parts(folder / "5-policy", StepLog) for step in part]
+
+
+def _parts(path: Path, record: type[R]) -> Iterable[list[R]]:
+    """Return the parts of an artifact, none where it is not finished."""
+    artifact = load_artifact(path, record)
+    return artifact.parts() if artifact is not None else ()
+
+
+def _rows(path: Path, record: type[Any]) -> int | None:
+    artifact: Artifact[Any] | None = load_artifact(path, record)
+    return None if artifact is None else artifact.rows
+
+
+def _columns(path: Path, names: list[str]) -> Iterable[Any]:
+    """Yield some columns of a finished artifact as Arrow batches: counting needs no texts."""
+    if load_artifact(path, None) is not None:
+        for part in sorted(path.glob("part-*.parquet")):
+            with pq.ParquetFile(part) as file:
+                yield from file.iter_batches(columns=names)
 
 
 def _ends(items: Sequence[R], most: int) -> list[R]:
-    """Return all items, or the first few and the last, `most` in all."""
-    if len(items) <= most:
-        return list(items)
-    return [*items[:_FIRST_ROUNDS], *items[len(items) - most + _FIRST_ROUNDS :]]
-
-
+    """Return all items, or where there are more than `most`, the first few and the last."""
+    return list(items) if len(items) <= most else [*items[:_FIRST], *items[_FIRST - most :]]
 
 
 def _score(value: float | None) -> str:
@@ -395,10 +294,8 @@ def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value < 100:
-        return f"{value:.1f} s"
+def _seconds(value: float) -> str:
     minutes, hours = value / 60, value / 3600
-    return f"{minutes:.1f} min" if minutes < 100 else f"{hours:.1f} h"
+    if minutes < 2:
+        return f"{value:.1f} s"
+    return f"{minutes:.1f} min" if hours < 2 else f"{hours:.1f} h"

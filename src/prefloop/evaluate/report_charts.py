@@ -1,11 +1,28 @@
-"""What the report draws: metrics by round, training by step, scores as histograms."""
+"""What the report draws: metrics by round, scores as histograms, training by step."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from markupsafe import Markup
+
+from prefloop.evaluate.bootstrap import FloatArray
+from prefloop.evaluate.charts import MOST_POINTS, Line, Point, histogram, line_chart, thinned
+from prefloop.evaluate.summary import START_ROUND, number, with_interval
+from prefloop.rows import JudgedGroup, Metric, StepLog
+
+Metrics = Mapping[str, Metric]
+
+_BINS = 24
+_DODGE = 0.08  # rounds by which two lines with intervals are moved apart, so that neither hides the other
+_FEWEST_POINTS = 12  # of a round's training curve, however many rounds share the chart
+_MANY_ROUNDS = 60  # beyond this, points are drawn as means of neighbours and rounds are not ruled off
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing with its heading, what it shows in words, and the colours of its lines by name."""
+    """A drawing with its heading, what it shows in words, and where it has several lines, (colour, name) of
+    each."""
 
     title: str
     about: str
@@ -13,115 +30,147 @@ class Chart:
     legend: tuple[tuple[str, str], ...] = ()
 
 
-def round_charts(summary: Mapping[str, Any], rounds: Sequence[Any]) -> list[Chart]:
-    columns = [(-1.0, "start", _start_metrics(summary))]
-    columns += [(float(e["round"]), str(e["round"]), metrics_from_json(e["metrics"])) for e in rounds]
-    if not rounds:
-        return []
+def round_charts(start: Metrics, rounds: Sequence[tuple[int, Metrics]]) -> list[Chart]:
+    """Return score, win rates, KL, length, repetition and stopping by round, the start first.
 
-    def draw(title: str, about: str, names: Sequence[tuple[str, str, str]], reference: float | None = None) -> None:
-        lines = []
-        for place, (name, known_as, tone) in enumerate(names):
-            # Two lines with intervals at the same round would hide each other.
-            shift = (place - (len(names) - 1) / 2) * 0.08
-            found = [(x + shift, text, metrics[name]) for x, text, metrics in columns if name in metrics]
-            points = tuple(
-                Point(x, m.value, m.low, m.high, f"{text if text == 'start' else f'round {text}'}: {with_interval(m)}")
-                for x, text, m in found
-            )
-            if points:
-                lines.append(Line(known_as, points if len(points) <= _MANY else thinned(points), tone))
-        if lines:
-            legend = tuple((line.tone, line.name) for line in lines) if len(names) > 1 else ()
-            ticks = [(x, text) for x, text, _ in columns]
-            drawing = line_chart(lines, f"{title} for each round", ticks=ticks, reference=reference)
-            charts.append(Chart(title, about, drawing, legend))
+    Args:
+        start: the start policy's metrics.
+        rounds: number and metrics of each finished round, in order. None: no charts.
 
-    charts: list[Chart] = []
-    draw("Score", "mean score of the judge", [("judge_score", "score", "a")])
-    draw(
-        "Win rate",
-        "%, ties half; dashed: equal",
-        [("win_rate_vs_start", "against the start", "a"), ("win_rate_vs_best", "against the best before it", "b")],
-        reference=50.0,
-    )
-    draw("KL(policy ‖ start)", "nats per token", [("kl_policy_start", "KL", "a")])
-    draw("Length", "tokens", [("length", "length", "a")])
-    draw(
-        "Repetition and variety",
-        "shares",
-        [("repetition", "repeated 3-grams", "a"), ("distinct_2", "distinct 2-grams", "b")],
-    )
-    draw("Stopped", "% of completions that end by themselves", [("stopped", "stopped", "a")])
-    return charts
-
-
-def step_charts(root: Path, rounds: Sequence[int]) -> list[Chart]:
-    """Return the training curves, the rounds one after another."""
-    steps: list[list[StepLog]] = []
-    for number_of_round in rounds:
-        logs = list(_rows(_round_folder(root, number_of_round) / "5-policy", StepLog))
-        if logs:
-            steps.append(logs)
-    if not steps:
-        return []
-    offsets = np.cumsum([0, *(len(logs) for logs in steps)])
-    rules = [float(offset) + 0.5 for offset in offsets[1:-1]] if len(steps) <= _MANY else []
-
-    def draw(title: str, about: str, values: Sequence[tuple[str, str, Callable[[StepLog], float]]]) -> Chart:
-        lines = [Line(name, _joined(steps, offsets.tolist(), value), tone) for name, tone, value in values]
-        legend = tuple((line.tone, line.name) for line in lines) if len(lines) > 1 else ()
-        return Chart(title, about, line_chart(lines, f"{title} for each step", rules=rules), legend)
-
-    return [
-        draw("Loss", "mean over the pairs of a step", [("loss", "a", lambda s: s.loss)]),
-        draw("Margin", "of implicit rewards, chosen − rejected", [("margin", "a", lambda s: s.margin)]),
-        draw("Accuracy", "share of pairs with a margin above 0", [("accuracy", "a", lambda s: s.accuracy)]),
-        draw(
-            "Saturation",
-            "mean σ(−margin): near 0, nothing left to learn",
-            [("saturation", "a", lambda s: s.saturation)],
+    """
+    columns = [(START_ROUND, start), *rounds]
+    drawn = (
+        _by_round(columns, "Score", "mean score of the judge", {"judge_score": "score"}),
+        _by_round(
+            columns,
+            "Win rate",
+            "%, ties half; dashed: equal",
+            {"win_rate_vs_start": "against the start", "win_rate_vs_best": "against the best before it"},
+            reference=50.0,
         ),
-        draw(
-            "Log-probs of the policy",
-            "nats, summed over a completion",
-            [("chosen", "a", lambda s: s.chosen_logp), ("rejected", "b", lambda s: s.rejected_logp)],
-        ),
-        draw("Gradient norm", "before clipping", [("gradient", "a", lambda s: s.grad_norm)]),
-    ]
-
-
-def _joined(
-    steps: Sequence[Sequence[StepLog]], offsets: Sequence[int], value: Callable[[StepLog], float]
-) -> tuple[Point, ...]:
-    points = [
-        Point(float(offset + place + 1), value(step))
-        for logs, offset in zip(steps, offsets, strict=False)
-        for place, step in enumerate(logs)
-    ]
-    return thinned(points)
+        _by_round(columns, "KL(policy ‖ start)", "nats per token", {"kl_policy_start": "KL"}),
+        _by_round(columns, "Length", "tokens", {"length": "length"}),
+        _by_round(columns, "Repetition", "share of repeated 3-grams", {"repetition": "repetition"}),
+        _by_round(columns, "Stopped", "% of completions that end by themselves", {"stopped": "stopped"}),
+    )
+    return [chart for chart in drawn if chart is not None and rounds]
 
 
 def histograms(start: Sequence[JudgedGroup], judged: Mapping[int, Sequence[JudgedGroup]]) -> list[Chart]:
+    """Return the distribution of held-out scores of each round, the start's as outline, over common bins and
+    heights.
+
+    Args:
+        start: the start policy's judged completions.
+        judged: those of each round, by its number. None: the start alone is drawn.
+
+    """
     before = _scores(start)
-    by_round = {n: scores for n, groups in judged.items() if len(scores := _scores(groups))}
-    if not len(before) and not by_round:
+    scores = {n: found for n, groups in judged.items() if len(found := _scores(groups))}
+    if not scores and len(before):
+        scores = {START_ROUND: before}
+    if not scores:
         return []
-    everything = np.concatenate([before, *by_round.values()])
-    edges = np.histogram_bin_edges(everything, bins=_BINS)
-    share = lambda scores: np.histogram(scores, edges)[0] / max(1, len(scores))  # noqa: E731
-    behind = share(before)
-    shares = {n: share(scores) for n, scores in by_round.items()} or {START_ROUND: behind}
-    top = 1.08 * max(float(s.max()) for s in (behind, *shares.values()))
+    edges = np.histogram_bin_edges(np.concatenate([before, *scores.values()]), bins=_BINS)
+    behind = _shares(before, edges)
+    bars = {n: _shares(found, edges) for n, found in scores.items()}
+    top = 1.08 * max(float(share.max()) for share in (behind, *bars.values()))
     charts = []
-    for n, bars in shares.items():
+    for n, found in scores.items():
         title = "Start" if n == START_ROUND else f"Round {n}"
-        scores = before if n == START_ROUND else by_round[n]
-        about = f"{len(scores):,} completions, mean {number(float(scores.mean()), 'score')}"
-        drawing = histogram(bars.tolist(), behind.tolist(), edges.tolist(), f"Scores of {title.lower()}", top)
+        about = f"{len(found):,} completions, mean {number(float(found.mean()), 'score')}"
+        drawing = histogram(
+            bars[n].tolist(), behind.tolist(), edges.tolist(), f"Scores of {title.lower()}: {about}", top
+        )
         charts.append(Chart(title, about, drawing))
     return charts
 
 
-def _scores(groups: Iterable[JudgedGroup]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def step_charts(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:
+    """Return the training curves, the steps of all rounds one after another.
+
+    Args:
+        rounds: the step logs of each round that trained, in order.
+
+    """
+    if not any(rounds):
+        return []
+    return [
+        _by_step(rounds, "Loss", "mean over the pairs of a step", {"loss": lambda s: s.loss}),
+        _by_step(rounds, "Margin", "of implicit rewards, chosen − rejected", {"margin": lambda s: s.margin}),
+        _by_step(rounds, "Accuracy", "share of pairs with a margin above 0", {"accuracy": lambda s: s.accuracy}),
+        _by_step(
+            rounds,
+            "Saturation",
+            "mean σ(−margin); near 0 the pairs teach nothing any more",
+            {"saturation": lambda s: s.saturation},
+        ),
+        _by_step(
+            rounds,
+            "Log-probs of the policy",
+            "nats, summed over a completion",
+            {"chosen": lambda s: s.chosen_logp, "rejected": lambda s: s.rejected_logp},
+        ),
+        _by_step(rounds, "Gradient norm", "before clipping", {"norm": lambda s: s.grad_norm}),
+    ]
+
+
+def _by_round(
+    columns: Sequence[tuple[int, Metrics]],
+    title: str,
+    about: str,
+    names: Mapping[str, str],
+    reference: float | None = None,
+) -> Chart | None:
+    lines = []
+    for place, (name, known_as) in enumerate(names.items()):
+        shift = (place - (len(names) - 1) / 2) * _DODGE
+        points = tuple(_point(n, metrics[name], shift) for n, metrics in columns if name in metrics)
+        if points:
+            lines.append(Line(known_as, thinned(points, _MANY_ROUNDS), "ab"[place]))
+    if not lines:
+        return None
+    ticks = [(float(n), _round_name(n, "")) for n, _ in columns]
+    drawing = line_chart(lines, f"{title} by round, {about}", ticks=ticks, reference=reference)
+    return Chart(title, about, drawing, _legend(lines))
+
+
+def _point(n: int, metric: Metric, shift: float) -> Point:
+    note = f"{_round_name(n, 'round ')}: {with_interval(metric)}"
+    return Point(n + shift, metric.value, metric.low, metric.high, note)
+
+
+def _round_name(n: int, before: str) -> str:
+    return "start" if n == START_ROUND else f"{before}{n}"
+
+
+def _by_step(
+    rounds: Sequence[Sequence[StepLog]], title: str, about: str, values: Mapping[str, Callable[[StepLog], float]]
+) -> Chart:
+    ends = np.cumsum([len(logs) for logs in rounds]).tolist()
+    # A line that ran on from one round to the next would show a jump where training began anew.
+    joined = len(rounds) > _MANY_ROUNDS
+    most = MOST_POINTS if joined else max(_FEWEST_POINTS, MOST_POINTS // len(rounds))
+    runs = [[step for logs in rounds for step in logs]] if joined else rounds
+    firsts = [1] if joined else [1, *(end + 1 for end in ends)]
+    lines = [
+        Line(name, thinned([Point(float(i), value(s)) for i, s in enumerate(run, first)], most), "ab"[place])
+        for place, (name, value) in enumerate(values.items())
+        for run, first in zip(runs, firsts, strict=False)
+    ]
+    rules = [] if joined else [end + 0.5 for end in ends[:-1]]
+    return Chart(title, about, line_chart(lines, f"{title} by step, {about}", rules=rules), _legend(lines))
+
+
+def _legend(lines: Sequence[Line]) -> tuple[tuple[str, str], ...]:
+    known = dict.fromkeys((line.tone, line.name) for line in lines)
+    return tuple(known) if len(known) > 1 else ()
+
+
+def _scores(groups: Iterable[JudgedGroup]) -> FloatArray:
     return np.array([s for g in groups for s in g.scores if s is not None], dtype=np.float64)
+
+
+def _shares(scores: FloatArray, edges: FloatArray) -> FloatArray:
+    counts = np.histogram(scores, edges)[0].astype(np.float64)
+    return counts / max(1, len(scores))

@@ -1,12 +1,24 @@
-"""The texts that the report shows: few, cut to a length, and chosen by rules that do not depend on who looks."""
+"""The texts that the report shows: few, cut to a length, chosen by rules that do not depend on who looks."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from prefloop.rows import JudgedGroup, PreferencePair
+
+TEXT = 1200
+"""Characters of a prompt or completion that the page shows."""
+
+NOTE = 600
+"""Characters of a reason or note that the page shows."""
+
+_EACH = 3  # prompts that gained most, lost most, and by fixed order
+_UNSEEN = 2  # pairs by the order of their ids
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The same prompt before and after training, first completion of each; `gain` is the difference in
-    score."""
+    """The same prompt before and after training, first completion of each. `note` is the judge's on the later
+    one."""
 
     prompt: str
     before: str
@@ -23,68 +35,75 @@ class Sample:
         return self.after_score - self.before_score
 
 
+@dataclass(frozen=True, slots=True)
+class PairExample:
+    """A training pair, its texts cut. `rule` says why this one is shown."""
+
+    rule: str
+    prompt: str
+    pair: PreferencePair
+
+
 def samples(start: Sequence[JudgedGroup], after: Sequence[JudgedGroup]) -> list[tuple[str, list[Sample]]]:
-    """Return prompts that gained most, lost most, and a fixed choice, none twice."""
+    """Return the prompts that gained most, lost most, and a choice blind to scores, none twice, each with a
+    heading."""
     later = {g.prompt.prompt_id: g for g in after}
     # The id is a hash of the prompt: its order is arbitrary, and the same in every run.
     both = sorted((g for g in start if g.prompt.prompt_id in later), key=lambda g: g.prompt.prompt_id)
-    samples = [_sample(group, later[group.prompt.prompt_id]) for group in both]
-    ranked = sorted((s for s in samples if s.gain is not None), key=lambda s: s.gain or 0.0)
-    lost = [s for s in ranked[:_SAMPLES] if (s.gain or 0.0) < 0]
-    gained = [s for s in reversed(ranked[-_SAMPLES:]) if (s.gain or 0.0) > 0]
-    fixed = [s for s in samples if s not in gained and s not in lost][:_SAMPLES]
-    kinds = (("Gained most", gained), ("Lost most", lost), ("Chosen without looking at scores", fixed))
-    return [(title, chosen) for title, chosen in kinds if chosen]
+    found = [_sample(group, later[group.prompt.prompt_id]) for group in both]
+    ranked = sorted((i for i, s in enumerate(found) if s.gain is not None), key=lambda i: found[i].gain or 0.0)
+    lost = [i for i in ranked[:_EACH] if (found[i].gain or 0.0) < 0]
+    gained = [i for i in reversed(ranked[-_EACH:]) if (found[i].gain or 0.0) > 0]
+    blind = [i for i in range(len(found)) if i not in {*gained, *lost}][:_EACH]
+    kinds = (("Gained most", gained), ("Lost most", lost), ("Chosen without looking at scores", blind))
+    return [(title, [found[i] for i in chosen]) for title, chosen in kinds if chosen]
 
 
-def _sample(before: JudgedGroup, after: JudgedGroup) -> Sample:
-    note = after.notes[0] if after.notes else None
-    return Sample(
-        clip(before.prompt.text, _TEXT),
-        _text(before.completions[0]),
-        _text(after.completions[0]),
-        before.scores[0],
-        after.scores[0],
-        clip(note or "", _WHY),
-    )
+def few_pairs(parts: Iterable[Sequence[PreferencePair]]) -> list[PairExample]:
+    """Return the pairs with the largest and the smallest margin, and a few chosen by the order of their ids.
 
+    Args:
+        parts: pairs in portions; only one portion at a time is held.
 
-def _text(completion: Completion) -> str:
-    return clip(completion.text, _TEXT)
-
-
-def pairs(root: Path, rounds: Sequence[int]) -> list[tuple[int, list[tuple[str, PreferencePair]]]]:
-    """Return a few pairs of each round: largest margin, smallest margin, and two by the order of their
-    ids."""
-    found = []
-    for number_of_round in _ends(rounds, _COLUMNS):
-        artifact = load_artifact(_round_folder(root, number_of_round) / "3-pairs", PreferencePair)
-        kept: list[PreferencePair] = []
-        for part in artifact.parts() if artifact else ():
-            kept = [pair for _, pair in _few_pairs([*kept, *part])]
-        if kept:
-            found.append((number_of_round, [(why, _cut(pair)) for why, pair in _few_pairs(kept)]))
-    return found
-
-
-def _few_pairs(pairs: Sequence[PreferencePair]) -> list[tuple[str, PreferencePair]]:
-    by_margin = sorted(pairs, key=lambda p: (p.margin, p.pair_id))
-    chosen = {by_margin[-1].pair_id: ("largest margin", by_margin[-1])}
-    chosen.setdefault(by_margin[0].pair_id, ("smallest margin", by_margin[0]))
-    rest = sorted((p for p in pairs if p.pair_id not in chosen), key=lambda p: p.pair_id)
-    return [*chosen.values(), *(("any", pair) for pair in rest[:2])]
-
-
-def _cut(pair: PreferencePair) -> PreferencePair:
-    message = replace(pair.prompt.messages[0], content=clip(pair.prompt.text, _TEXT))
-    return replace(
-        pair,
-        prompt=replace(pair.prompt, messages=(message,)),
-        chosen=replace(pair.chosen, text=_text(pair.chosen)),
-        rejected=replace(pair.rejected, text=_text(pair.rejected)),
-    )
+    """
+    kept: list[tuple[str, PreferencePair]] = []
+    for part in parts:
+        kept = _choose([*(pair for _, pair in kept), *part])
+    return [PairExample(rule, clip(pair.prompt.text, TEXT), _cut(pair)) for rule, pair in kept]
 
 
 def clip(text: str, most: int) -> str:
-    text = str(text)
+    """Return `text`, or its first `most` characters and how many more there are.
+
+    Example:
+        >>> clip("abcdef", 4)
+        'abcd… (2 more characters)'
+
+    """
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+
+
+def _sample(before: JudgedGroup, after: JudgedGroup) -> Sample:
+    return Sample(
+        prompt=clip(before.prompt.text, TEXT),
+        before=clip(before.completions[0].text, TEXT),
+        after=clip(after.completions[0].text, TEXT),
+        before_score=before.scores[0],
+        after_score=after.scores[0],
+        note=clip(after.notes[0] or "", NOTE) if after.notes else "",
+    )
+
+
+def _choose(pairs: Sequence[PreferencePair]) -> list[tuple[str, PreferencePair]]:
+    if not pairs:
+        return []
+    by_margin = sorted(pairs, key=lambda p: (p.margin, p.pair_id))
+    extremes = {by_margin[-1].pair_id: ("largest margin", by_margin[-1])}
+    extremes.setdefault(by_margin[0].pair_id, ("smallest margin", by_margin[0]))
+    rest = sorted((p for p in pairs if p.pair_id not in extremes), key=lambda p: p.pair_id)
+    return [*extremes.values(), *(("chosen without looking", pair) for pair in rest[:_UNSEEN])]
+
+
+def _cut(pair: PreferencePair) -> PreferencePair:
+    chosen, rejected = (replace(side, text=clip(side.text, TEXT)) for side in (pair.chosen, pair.rejected))
+    return replace(pair, chosen=chosen, rejected=rejected)

@@ -27,8 +27,8 @@ class Lexicon:
     """1 prefers positive text, -1 negative text."""
     score: Literal["compound", "positive_minus_negative"] = "compound"
     """compound: VADER's normalized sum over words, in [-1, 1]; it nears ±1 on long texts, and so on more words of
-    feeling. positive_minus_negative: share of positive minus share of negative words, in [-1, 1], which does not
-    grow with length."""
+    feeling. positive_minus_negative: share of positive minus share of negative words, each weighted by its
+    strength, in [-1, 1], which does not grow with length."""
 
     def __post_init__(self) -> None:
         if self.sign not in (1.0, -1.0):

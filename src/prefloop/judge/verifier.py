@@ -91,7 +91,9 @@ class Verifier:
     def _function(self) -> Callable[[str, str, str | None], Any]:
         function = import_user(self.file or "", "judge.file")
         if not callable(function):
-            raise ConfigError(f"judge.file: {self.file} is a {type(function).__name__}; name a function in the file")
+            raise ConfigError(
+                f"judge.file: {self.file} is of type {type(function).__name__}; name a function in the file"
+            )
         return function
 
     @property

@@ -282,6 +282,10 @@ class _Batch:
         self.cache.layers = [
             _RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers
         ]
+        # One kind of attention over all positions: the mask of a step is the same for every layer.
+        every = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
+        self.plain = every and lm.model.config._attn_implementation == DECODING_ATTENTION
+        self.mask: Tensor | None = None
         # Architectures without these arguments count positions themselves, or have none.
         self.takes = signature(lm.model.forward).parameters.keys() & {"position_ids", "logits_to_keep"}
 
@@ -295,13 +299,17 @@ class _Batch:
             prompt_of_row.append(len(prompts) - 1)
         lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
         self.width = int(lengths.max())
-        self.mask = None
+        padding = self.width - lengths[:, None]
         if self.width > int(lengths.min()):
             reach = self.width + max(row.limit for row in self.rows)
-            self.mask = torch.arange(reach, device=self.device) >= self.width - lengths[:, None]
+            self.mask = torch.arange(reach, device=self.device) >= padding
         padded = [[0] * (self.width - len(ids)) + ids for ids in prompts]
-        positions = torch.arange(self.width, device=self.device) - (self.width - lengths[:, None])
-        logits = self._forward(torch.tensor(padded, device=self.device), positions.clamp_min(0))
+        positions = (torch.arange(self.width, device=self.device) - padding).clamp_min(0)
+        logits = self._forward(torch.tensor(padded, device=self.device), positions)
+        if self.mask is not None and self.plain:
+            # What the model would make of the mask at every step, made once.
+            self.mask = torch.zeros_like(self.mask, dtype=self.model.dtype).masked_fill(~self.mask, -torch.inf)
+            self.mask = self.mask[:, None, None]
         self.positions = lengths[:, None] - 1
         repeats = torch.tensor(prompt_of_row, device=self.device)
         self._select(repeats)
@@ -322,7 +330,7 @@ class _Batch:
         options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         output = self.model(
             input_ids=ids,
-            attention_mask=None if self.mask is None else self.mask[:, : self.width],
+            attention_mask=None if self.mask is None else self.mask[..., : self.width],
             past_key_values=self.cache,
             use_cache=True,
             **{name: options[name] for name in self.takes},
@@ -401,7 +409,7 @@ def decoding_attention(
     grouped = query.reshape(rows, key.shape[1], -1, width) * (width**-0.5 if scaling is None else scaling)
     scores = grouped @ key.mT
     if attention_mask is not None:
-        scores.masked_fill_(~attention_mask, float("-inf"))
+        scores = scores + attention_mask if attention_mask.is_floating_point() else scores.where(attention_mask, -torch.inf)
     return (scores.softmax(-1) @ value).reshape(rows, 1, heads, -1), None
 
 

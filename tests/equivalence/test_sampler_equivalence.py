@@ -1,0 +1,165 @@
+"""The in-process sampler against `transformers.generate`, exact probabilities, and itself in other batches."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from prefloop.models import causal_lm
+from prefloop.protocols import RoundContext
+from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, SampleGroup, prompt_id
+from prefloop.sample.hf import Hf
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+TEXTS = ["a", "some words", "b", "a longer prompt, with many bytes in it", "", "mid length!", "other word"]
+
+
+def verbatim(text: str) -> Prompt:
+    messages = (Message(VERBATIM, text),)
+    return Prompt(prompt_id(messages), messages, None, "train", f"test:{text!r}")
+
+
+def context_of(folder: Path | str, seed: int = 0, round_: int = 0) -> RoundContext:
+    policy = PolicyRef(str(folder), "0123456789abcdef", round_)
+    return RoundContext(seed, round_, policy, policy)
+
+
+def tokens(groups: list[SampleGroup]) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids or () for c in group.completions] for group in groups]
+
+
+def save_policy(folder: Path, architecture: str) -> Path:
+    """A byte-level policy whose next token depends clearly on all that came before, and is far from uniform."""
+    model = tiny.tiny_model(architecture, tiny.BYTE_VOCABULARY, scale=16)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
+    model.save_pretrained(folder)
+    tiny.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("batch", [2, 64])
+def test_greedy_tokens_are_those_of_generate(architecture: str, batch: int, tmp_path: Path) -> None:
+    folder = save_policy(tmp_path, architecture)
+    lm = causal_lm.load(str(folder))
+    sampler = Hf(completions=1, max_new_tokens=24, temperature=0, batch=batch)
+    groups = sampler([verbatim(text) for text in TEXTS], context_of(folder))
+    for text, (ids,) in zip(TEXTS, tokens(groups), strict=True):
+        prompt = torch.tensor([causal_lm.encode_prompt(lm.tokenizer, verbatim(text))])
+        expected = lm.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=sorted(lm.stop_ids),
+            pad_token_id=0,
+        )
+        assert list(ids) == expected[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_stored_logps_are_those_of_a_teacher_forced_forward(architecture: str, tmp_path: Path) -> None:
+    folder = save_policy(tmp_path, architecture)
+    lm = causal_lm.load(str(folder))
+    sampler = Hf(completions=3, max_new_tokens=20, temperature=0.7, top_p=0.9, batch=8)
+    for group in sampler([verbatim(text) for text in TEXTS], context_of(folder)):
+        prompt = causal_lm.encode_prompt(lm.tokenizer, group.prompt)
+        for completion in group.completions:
+            assert completion.token_ids is not None
+            assert completion.sampler_logps is not None
+            ids = torch.tensor([[*prompt, *completion.token_ids]])
+            with torch.no_grad():
+                logps = lm.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            live = logps.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+            np.testing.assert_allclose(completion.sampler_logps, live.numpy(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("batch", [1, 3, 5, 64])
+def test_completions_do_not_depend_on_batch_part_or_order(architecture: str, batch: int, tmp_path: Path) -> None:
+    folder = save_policy(tmp_path, architecture)
+    prompts = [verbatim(text) for text in TEXTS]
+    context = context_of(folder, seed=7)
+    whole = tokens(Hf(completions=3, max_new_tokens=20, batch=16)(prompts, context))
+    sampler = Hf(completions=3, max_new_tokens=20, batch=batch)
+    assert tokens(sampler(prompts[::-1], context))[::-1] == whole
+    assert tokens(sampler(prompts[:3], context)) + tokens(sampler(prompts[3:], context)) == whole
+
+
+def test_more_completions_and_a_longer_limit_continue_the_same_streams(tmp_path: Path) -> None:
+    folder = save_policy(tmp_path, "llama")
+    prompts, context = [verbatim(text) for text in TEXTS], context_of(folder)
+    short = tokens(Hf(completions=2, max_new_tokens=9)(prompts, context))
+    long = tokens(Hf(completions=5, max_new_tokens=30)(prompts, context))
+    assert [[ids[:9] for ids in group[:2]] for group in long] == short
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.6, 1.0, 0), (1.5, 0.7, 0), (1.0, 1.0, 3), (0.8, 0.8, 6), (1.0, 0.01, 0), (1.0, 1.0, 99)],
+)
+def test_distribution_is_the_model_s(temperature: float, top_p: float, top_k: int) -> None:
+    sampler = Hf(temperature=temperature, top_p=top_p, top_k=top_k)
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 2
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    exact = warpers(torch.zeros(1, 1, dtype=torch.long), logits).softmax(-1)[0].double().numpy()
+    draws = 20_000
+    uniform = torch.from_numpy(np.random.default_rng(0).random(draws))
+    drawn, logps = sampler.choose(logits.expand(draws, -1), uniform)
+    counts = np.bincount(drawn.numpy(), minlength=12)
+    assert (counts[exact == 0] == 0).all()
+    possible = exact > 0
+    expected = exact[possible] * draws
+    statistic = float(((counts[possible] - expected) ** 2 / expected).sum())
+    # Mean k-1, variance 2(k-1): five standard deviations, so that a right sampler fails once in a million.
+    freedom = int(possible.sum()) - 1
+    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5
+    torch.testing.assert_close(logps, logits[0].log_softmax(-1)[drawn])
+
+
+def test_streams_of_completions_give_the_model_s_distribution(tmp_path: Path) -> None:
+    """End to end: the first two tokens of many completions against the exact probabilities of all pairs."""
+    torch.manual_seed(0)
+    folder = save_policy(tmp_path, "llama", scale=2.0)
+    lm = causal_lm.load(str(folder))
+    with torch.no_grad():
+        lm.model.lm_head.weight[16:] = 0  # ties the embedding: few tokens keep a probability of note
+        lm.model.lm_head.weight[4:16] *= 3
+    prompt = verbatim("x")
+    ids = causal_lm.encode_prompt(lm.tokenizer, prompt)
+    with torch.no_grad():
+        first = lm.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    draws = 6000
+    (group,) = Hf(completions=draws, max_new_tokens=1, batch=3000)([prompt], context_of(folder))
+    counts = Counter(c.token_ids[0] for c in group.completions if c.token_ids)
+    causal_lm.forget()
+    common = [token for token in range(len(first)) if first[token] * draws >= 5]
+    expected = first[common].double().numpy() * draws
+    observed = np.array([counts[token] for token in common])
+    rest = draws - expected.sum()
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    if rest >= 5:
+        statistic += float((draws - observed.sum() - rest) ** 2 / rest)
+    freedom = len(common) - (rest < 5)
+    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5
+
+
+@tiny.needs_shared
+def test_published_greedy_story_is_reproduced() -> None:
+    folder = tiny.SHARED / "tinylm_stories260k"
+    expected = (folder / "expected_greedy_200steps.txt").read_text(encoding="utf-8")
+    sampler = Hf(completions=1, max_new_tokens=200, temperature=0)
+    (group,) = sampler([verbatim("")], context_of(folder / "hf"))
+    assert group.completions[0].text.strip() == expected.strip()

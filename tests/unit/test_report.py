@@ -1,0 +1,436 @@
+"""The report page, from synthetic run folders."""
+
+import json
+import random
+import re
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefloop.artifact import Building, Key, open_artifact, write_json
+from prefloop.errors import CorruptArtifact, DataError
+from prefloop.evaluate.heldout import HeldOut, baseline_metrics, candidate_metrics
+from prefloop.evaluate.report import write_report
+from prefloop.evaluate.report_charts import histograms
+from prefloop.evaluate.report_examples import few_pairs
+from prefloop.evaluate.summary import metric_json
+from prefloop.rows import (
+    HOLDOUT,
+    TRAIN,
+    VERBATIM,
+    Completion,
+    JudgedGroup,
+    Message,
+    PreferencePair,
+    Prompt,
+    SampleGroup,
+    StepLog,
+    TokenizedPair,
+    digest_of,
+    prompt_id,
+)
+
+ATTACK = '</p><script>alert("x")</script><img src=x onerror=alert(1)>&amp; {{ 7*7 }} javascript:\u202e"\'>'
+PLAIN = "Tom had a red ball and he was {0} to play in the park with his {0} dog . They ran and ran until it was {0}"
+
+
+class SyntheticRun:
+    """Writes a run folder as the loop does, with made-up policies that get happier by the round."""
+
+    def __init__(self, root: Path, text: str = PLAIN, holdout: int = 24, seed: int = 0) -> None:
+        self.root = root
+        self.text = text
+        self.random = random.Random(seed)
+        self.holdout = [self.prompt(f"Once upon a time, number {i}", HOLDOUT) for i in range(holdout)]
+        self.train = [self.prompt(f"One day, number {i}", TRAIN) for i in range(12)]
+        self.start: list[JudgedGroup] = []
+        self.summary: dict[str, Any] = {}
+
+    def prompt(self, text: str, split: str) -> Prompt:
+        messages = (Message(VERBATIM, text),)
+        return Prompt(prompt_id(messages), messages, None, split, "prompts.jsonl:1")
+
+    def group(self, prompt: Prompt, mood: float, number: int, count: int) -> JudgedGroup:
+        scores = [self.random.gauss(mood, 0.3) for _ in range(count)]
+        completions = []
+        for index, score in enumerate(scores):
+            words = "happy" if score > 0.4 else "calm" if score > 0 else "sad"
+            length = self.random.randint(20, 40)
+            logps = tuple(-self.random.random() for _ in range(length))
+            completions.append(
+                Completion(
+                    digest_of(prompt.prompt_id, number, index),
+                    self.text.format(words),
+                    tuple(range(length)),
+                    logps,
+                    "stop" if self.random.random() < 0.9 else "length",
+                    index,
+                    f"policy{number}",
+                )
+            )
+        return JudgedGroup(
+            prompt,
+            tuple(completions),
+            f"policy{number}",
+            number,
+            1.0,
+            1.0,
+            tuple(scores),
+            None,
+            "lexicon",
+            (None,) * count,
+        )
+
+    def write(self, name: str, record: type, rows: Iterable[Any], **facts: Any) -> None:
+        building = open_artifact(self.root / name, Key(name, {"made": "up"}), record)
+        assert isinstance(building, Building)
+        building.write_part(0, rows)
+        building.finish(facts)
+
+    def judged(self, name: str, groups: list[JudgedGroup]) -> None:
+        samples = [SampleGroup(g.prompt, g.completions, g.policy, g.round, g.temperature, g.top_p) for g in groups]
+        self.write(
+            f"{name}/1-samples",
+            SampleGroup,
+            samples,
+            tokens=sum(len(c.token_ids or ()) for g in groups for c in g.completions),
+        )
+        self.write(f"{name}/2-judged", JudgedGroup, groups, unscored=0)
+
+    def begin(self, **changes: Any) -> None:
+        self.root.mkdir(parents=True)
+        (self.root / "recipe.yaml").write_text(
+            "recipe: iterative_dpo  # default\nloss:\n  beta: 0.1\n", encoding="utf-8"
+        )
+        self.start = [self.group(p, 0.1, -1, 2) for p in self.holdout]
+        self.judged("start", self.start)
+        self.summary = {
+            "prefloop": "0.1.0",
+            "name": "demo",
+            "recipe": "iterative_dpo",
+            "seed": 7,
+            "state": "running",
+            "policy_start": {"path": "models/start", "digest": "aaaa"},
+            "policy_best": {"path": "models/start", "digest": "aaaa", "round": -1},
+            "judge": {"kind": "lexicon", "words": None},
+            "eval_judge": {"kind": "lexicon"},
+            "warnings": [],
+            "start": {"metrics": _json(baseline_metrics(self.start, resamples=200)), "seconds": {"sample": 4.2}},
+            "rounds": [],
+            "verdict": "",
+            **changes,
+        }
+        self.save()
+
+    def round(self, number: int, mood: float, accepted: bool = True, steps: int = 30) -> None:
+        folder = f"round-{number:03d}"
+        self.write(f"{folder}/0-prompts", Prompt, self.train)
+        groups = [self.group(p, mood - 0.2, number, 4) for p in self.train]
+        self.judged(folder, groups)
+        pairs = [self.pair(g, number) for g in groups[:-2]]
+        self.write(f"{folder}/3-pairs", PreferencePair, pairs, dropped=2)
+        tokenized = [TokenizedPair(p.pair_id, (1,), (2,), (3,), None, None, None, 1.0) for p in pairs]
+        self.write(f"{folder}/4-batches", TokenizedPair, tokenized)
+        self.write(f"{folder}/5-policy", StepLog, [self.step(i, steps) for i in range(steps)], steps=steps)
+        heldout = [self.group(p, mood, number, 2) for p in self.holdout]
+        self.judged(f"{folder}/6-report", heldout)
+        start_logps = {
+            c.completion_id: tuple(x - 0.05 * (number + 1) - self.random.gauss(0, 0.02) for x in c.sampler_logps or ())
+            for g in heldout
+            for c in g.completions
+        }
+        measured = candidate_metrics(heldout, self.start, self.start, start_logps, resamples=200)
+        policy = {"path": f"{folder}/5-policy", "digest": f"bbbb{number}"}
+        self.summary["rounds"].append(
+            {
+                "round": number,
+                "accepted": accepted,
+                "why": ["win_rate_vs_best 71.0 % [66.0, 75.5] excludes 50 %: better than the best so far"],
+                "metrics": _json(measured),
+                "facts": {"pair": {"dropped": 2}},
+                "seconds": {"sample": 12.5, "judge": 0.4, "train": 200.0},
+                "tokens": {"sample": 2000, "train": 9000},
+                "policy": policy,
+            }
+        )
+        if accepted:
+            self.summary["policy_best"] = {**policy, "round": number}
+        self.save()
+
+    def pair(self, group: JudgedGroup, number: int) -> PreferencePair:
+        scored = sorted(zip((s or 0.0 for s in group.scores), group.completions, strict=True), key=lambda e: e[0])
+        (low, rejected), (high, chosen) = scored[0], scored[-1]
+        pair_id = digest_of(chosen.completion_id, rejected.completion_id)
+        return PreferencePair(
+            pair_id, group.prompt, chosen, rejected, high, low, high - low, None, 1.0, "max_min", number
+        )
+
+    def step(self, index: int, steps: int) -> StepLog:
+        done = index / steps
+        noise = self.random.gauss(0, 0.02)
+        return StepLog(
+            index, done, 0.69 - 0.3 * done + noise, 0.2 * done, -0.8 * done, done + noise, 0.5 + 0.4 * done + noise,
+            0.5 - 0.3 * done, -60 - 2 * done + noise, -62 - 9 * done, 1 + noise, 1e-5,
+        )  # fmt: skip
+
+    def save(self) -> None:
+        write_json(self.root / "summary.json", self.summary)
+
+
+def _json(held_out: HeldOut) -> dict[str, Any]:
+    return {name: metric_json(m) for name, m in held_out.metrics.items()}
+
+
+class Page(HTMLParser):
+    """Checks that a page is balanced, and collects what it loads, its text, and its tags."""
+
+    void = frozenset({"meta", "br", "wbr", "img", "link", "input", "hr"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "data", "action", "srcset", "xlink:href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    run = SyntheticRun(tmp_path_factory.mktemp("runs") / "demo")
+    run.begin(warnings=["only 24 held-out prompts"])
+    run.round(0, 0.4)
+    run.round(1, 0.7)
+    run.round(2, 0.6, accepted=False)
+    run.summary |= {"state": "done", "verdict": "2 of 3 rounds were accepted."}
+    run.save()
+    path = write_report(run.root)
+    assert path == run.root / "report.html"
+    html = path.read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_a_finished_run_shows_everything(finished):
+    html, page = finished
+    for wanted in (
+        "2 of 3 rounds were accepted.",
+        "only 24 held-out prompts",
+        "win_rate_vs_best 71.0 % [66.0, 75.5] excludes 50 %",
+        "kl_policy_start (nats per token)",
+        "k1, samples at temperature 1",
+        "Win rate",
+        "Saturation",
+        "Scores of held-out completions",
+        "Gained most",
+        "Lost most",
+        "Chosen without looking at scores",
+        "largest margin",
+        "smallest margin",
+        "Prompts without a pair",
+        "round-001/3-pairs",
+        "dropped: 2",
+        "digest bbbb1",
+        "kind: lexicon",
+        "beta: 0.1",
+        "prefloop 0.1.0",
+    ):
+        assert wanted in page.text, wanted
+    assert page.text.count("refused") == 2  # the decision, and the sentence about refused rounds
+    assert page.tags.count("svg") == 6 + 3 + 6
+    assert len(html) < 300_000
+
+
+def test_counts_come_from_the_artifacts(finished):
+    html, _ = finished
+    row = re.search(r"<tr><th>1</th><td>12</td>(.*?)</tr>", html)
+    assert row is not None
+    assert re.findall(r"<td>(.*?)</td>", row[1]) == ["48", "0", "10", "2", "10", "30", "11,000", "3.5 min"]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(finished):
+    html, page = finished
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name in page.attributes)
+    assert not re.search(r"https?://|url\(|@import|//cdn", html)
+    assert "default-src 'none'" in html
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    pages = []
+    for name in "ab":
+        run = SyntheticRun(tmp_path / name / "demo")
+        run.begin()
+        run.round(0, 0.4)
+        pages.append(write_report(run.root).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_untrusted_text_stays_text(tmp_path):
+    run = SyntheticRun(tmp_path / "demo", text=ATTACK.replace("{", "{{").replace("}", "}}") + " {0}")
+    run.holdout = [run.prompt(f"{ATTACK} {i}", HOLDOUT) for i in range(3)]
+    run.train = [run.prompt(f"{ATTACK} {i}", TRAIN) for i in range(4)]
+    run.begin(name=ATTACK, recipe=ATTACK, verdict=ATTACK, warnings=[ATTACK], judge={ATTACK: ATTACK})
+    run.round(0, 0.4)
+    run.summary["rounds"][0] |= {"why": [ATTACK], "seconds": {ATTACK: 1.0}, "tokens": {}}
+    run.summary["rounds"][0]["metrics"][ATTACK] = metric_json_named(ATTACK)
+    (run.root / "recipe.yaml").write_text(ATTACK, encoding="utf-8")
+    run.save()
+    html = write_report(run.root).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert not any(name.startswith("on") for name in page.attributes)
+    assert "{{ 7*7 }}" in page.text
+    assert "&lt;script&gt;" in html
+    assert ATTACK in page.text
+
+
+def metric_json_named(estimator: str) -> dict[str, Any]:
+    return {"value": 1.0, "low": None, "high": None, "n": 3, "unit": estimator, "estimator": estimator}
+
+
+def test_judges_notes_are_escaped_and_shown(tmp_path):
+    run = SyntheticRun(tmp_path / "demo", holdout=2)
+    run.begin()
+    original = run.group
+    run.group = lambda *a: original(*a) if a[2] < 0 else _with_note(original(*a))  # type: ignore[method-assign]
+    run.round(0, 0.4)
+    page = Page(write_report(run.root).read_text(encoding="utf-8"))
+    assert f"Judge's note: {ATTACK}" in page.text
+    assert "no score" in page.text
+
+
+def _with_note(group: JudgedGroup) -> JudgedGroup:
+    scores = (None, *group.scores[1:])
+    return JudgedGroup(
+        group.prompt, group.completions, group.policy, group.round, 1.0, 1.0, scores, None, group.judge,
+        (ATTACK, *group.notes[1:]),
+    )  # fmt: skip
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.begin()
+    page = Page(write_report(run.root).read_text(encoding="utf-8"))
+    assert "The run is not finished: no round has a result yet." in page.text
+    assert "Scores of held-out completions" in page.text
+    assert page.tags.count("svg") == 1
+
+
+def test_a_round_in_progress_is_named_with_its_finished_stages(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.begin()
+    run.round(0, 0.4)
+    run.write("round-001/0-prompts", Prompt, run.train)
+    open_artifact(run.root / "round-001" / "1-samples", Key("sample", {}), SampleGroup)
+    page = Page(write_report(run.root).read_text(encoding="utf-8"))
+    assert "round-001 is not finished; done so far: 0-prompts." in page.text
+
+
+def test_before_the_first_artifact(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.root.mkdir()
+    run.summary = {
+        "prefloop": "0.1.0", "name": "demo", "recipe": "spin", "seed": 0, "state": "failed", "rounds": [],
+        "policy_start": {"path": "p", "digest": "d"}, "policy_best": {"path": "p", "digest": "d", "round": -1},
+    }  # fmt: skip
+    run.save()
+    page = Page(write_report(run.root).read_text(encoding="utf-8"))
+    assert "The run failed: no round has a result yet." in page.text
+
+
+def test_nothing_accepted_shows_the_refused_policy(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.begin()
+    run.round(0, 0.9, accepted=False)
+    page = Page(write_report(run.root).read_text(encoding="utf-8"))
+    assert "No round was accepted; these are the refused policy's numbers, of round 0" in page.text
+    assert "policy of round 0 (refused)" in page.text
+    assert "best policythe start: models/start" in re.sub(r"\s*\n\s*", "", page.text)
+
+
+def test_size_stays_bounded(tmp_path):
+    run = SyntheticRun(tmp_path / "demo", text="{0} " * 4000, holdout=6)
+    run.begin()
+    run.round(0, 0.4, steps=1000)
+    entry = run.summary["rounds"][0]
+    entry["why"] = ["x" * 5000]
+    run.summary["rounds"] = [{**entry, "round": n} for n in range(300)]
+    run.summary["warnings"] = ["w" * 10_000] * 100
+    (run.root / "recipe.yaml").write_text("a: b\n" * 100_000, encoding="utf-8")
+    run.save()
+    path = write_report(run.root)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path.stat().st_size < 2_000_000
+    assert "more characters)" in page.text
+    assert "260 rounds in the middle are not shown" in page.text
+
+
+def test_a_lone_surrogate_does_not_stop_the_page(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.begin()
+    (run.root / "summary.json").write_text(json.dumps({**run.summary, "verdict": "bad \ud800 text"}), encoding="utf-8")
+    assert "bad ? text" in write_report(run.root).read_text(encoding="utf-8")
+
+
+def test_no_run_here(tmp_path):
+    with pytest.raises(DataError, match=r"no summary\.json here"):
+        write_report(tmp_path)
+
+
+def test_a_summary_without_its_fields(tmp_path):
+    (tmp_path / "summary.json").write_text('{"name": "demo"}')
+    with pytest.raises(DataError, match="lacks prefloop, recipe"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_artifact_is_named(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    run.begin()
+    (run.root / "start" / "2-judged" / "part-00000.parquet").write_bytes(b"no")
+    with pytest.raises(CorruptArtifact, match="start/2-judged"):
+        write_report(run.root)
+
+
+def test_pairs_are_chosen_by_margin_and_by_id_over_all_parts(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    pairs = [run.pair(run.group(p, 0.3, 0, 4), 0) for p in run.train]
+    by_margin = sorted(pairs, key=lambda p: p.margin)
+    whole = few_pairs([pairs])
+    assert [e.pair.pair_id for e in whole[:2]] == [by_margin[-1].pair_id, by_margin[0].pair_id]
+    rest = sorted(p.pair_id for p in by_margin[1:-1])
+    assert [e.pair.pair_id for e in whole[2:]] == rest[:2]
+    assert few_pairs([pairs[:5], [], pairs[5:]]) == whole
+    assert [e.rule for e in few_pairs([pairs[:1]])] == ["largest margin"]
+    assert few_pairs([]) == []
+
+
+def test_equal_scores_still_make_a_histogram(tmp_path):
+    run = SyntheticRun(tmp_path / "demo")
+    group = run.group(run.holdout[0], 0.0, 0, 2)
+    same = JudgedGroup(group.prompt, group.completions, "p", 0, 1.0, 1.0, (1.0, 1.0), None, "j", (None, None))
+    (chart,) = histograms([same], {0: [same]})
+    assert chart.about == "2 completions, mean 1.000"
+    assert histograms([], {0: []}) == []
