@@ -40,12 +40,22 @@ def main() -> None:
     try:
         app()
     except PrefloopError as error:
-        errors.print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", style="bold", markup=False, soft_wrap=True)
+        errors.print(
+            f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}",
+            style="bold",
+            markup=False,
+            soft_wrap=True,
+        )
         if isinstance(error, Interrupted):
             errors.print(f"Nothing is lost. To go on: {_again()}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        errors.print(f"stopped at once; finished parts are kept. To go on: {_again()}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(
+            f"stopped at once; finished parts are kept. To go on: {_again()}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(Interrupted.exit_code)
 
 
@@ -201,7 +211,9 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
     console.print()
     console.print(summary["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)
     if summary["policy_best"]["round"] >= 0:
-        console.print(f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False, soft_wrap=True
+        )
     if (root / "report.html").exists():
         console.print(f"report       {root / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 

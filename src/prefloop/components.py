@@ -19,6 +19,7 @@ from prefloop.artifact import file_digest
 from prefloop.errors import ConfigError
 from prefloop.protocols import Gate, Judge, Loss, PairBuilder, Sampler
 from prefloop.recipe import Recipe, Spec, nearest
+from prefloop.rows import digest_of
 from prefloop.userfile import import_user
 
 FOLDERS = {
@@ -30,6 +31,8 @@ FOLDERS = {
     "gate": "evaluate",
 }
 """The folder in which the `kind` of each recipe field is looked up."""
+MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
+"""Files of a model folder on which its scores depend."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,20 @@ def kinds(place: str) -> list[str]:
 
 
 def key_of(component: Any, kind: str) -> dict[str, Any]:
-    """Return what a stage's key says of a component: kind and every field; for a user's file its digest too."""
+    """Return what a stage's key says of a component: kind, every field, and the content of files that it names."""
     settings: dict[str, Any] = {"kind": kind, **dataclasses.asdict(component)}
-    for value in (kind, *settings.values()):
-        if isinstance(value, str) and ".py:" in value:
-            settings[f"sha256 of {value.partition(':')[0]}"] = file_digest(Path(value.partition(":")[0]))
-    return settings
+    contents = {value: _content(value) for value in settings.values() if isinstance(value, str)}
+    return settings | {f"content of {value}": digest for value, digest in contents.items() if digest}
+
+
+def _content(named: str) -> str | None:
+    """Return the digest of a user's Python file or of a model folder; `None` for a value that names neither."""
+    path = Path(named.rpartition(":")[0] if ".py:" in named else named)
+    if path.suffix == ".py" and path.is_file():
+        return file_digest(path)
+    if (path / "config.json").is_file():
+        return digest_of([(p.name, file_digest(p)) for p in sorted(path.iterdir()) if p.suffix in MODEL_FILES])
+    return None
 
 
 def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:

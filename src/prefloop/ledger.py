@@ -1,12 +1,14 @@
 """`summary.json`: what a run has found so far. Its schema is public and described in docs/artifacts.md."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import Artifact, write_json
+from prefloop.errors import Interrupted, PrefloopError
 from prefloop.evaluate.summary import verdict
 from prefloop.recipe import Recipe
 from prefloop.rows import PolicyRef
@@ -70,8 +72,19 @@ def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:
         }
 
 
+@contextmanager
+def marking_failure(summary: dict[str, Any], root: Path) -> Iterator[None]:
+    """Note in `summary.json` that the run failed, if it does; a stopped run goes on being "running"."""
+    try:
+        yield
+    except PrefloopError as error:
+        if not isinstance(error, Interrupted):
+            save(summary, root, "failed")
+        raise
+
+
 def save(summary: dict[str, Any], root: Path, state: str) -> None:
-    """Write `summary.json`; `state` is running or done."""
+    """Write `summary.json`; `state` is running, done or failed."""
     summary["state"] = state
     summary["verdict"] = verdict(summary)
     write_json(root / SUMMARY, summary)

@@ -26,6 +26,8 @@ from prefloop.stages import Draw, Evaluation, Lineage, Run
 
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
+EVEN = 50.0
+"""Win rate of a policy against itself, in percent."""
 SMALL_MODEL = 5_000_000
 """Parameters up to which one CPU thread is faster than several."""
 
@@ -73,10 +75,11 @@ def run(
         settings = filled(recipe, parts)
         write_text(root / "recipe.yaml", dump_yaml(settings, origins or {}))
         summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe)])
-        standing = _measure_start(here, policy, holdout, summary)
-        for number in range(recipe.rounds):
-            ledger.save(summary, root, "running")
-            _round(here, number, prompts.train, holdout, standing, summary)
+        with ledger.marking_failure(summary, root):
+            standing = _measure_start(here, policy, holdout, summary)
+            for number in range(recipe.rounds):
+                ledger.save(summary, root, "running")
+                _round(here, number, prompts.train, holdout, standing, summary)
         ledger.save(summary, root, "done")
         write_report(root)
     return summary
@@ -121,10 +124,17 @@ def _round(
     facts = evaluation.decision.facts
     if facts["accepted"]:
         standing.current = policy
-        if facts["metrics"]["win_rate_vs_best"]["value"] > 50:
+        against_best = facts["metrics"].get("win_rate_vs_best")  # absent where the judge scored nothing
+        if against_best is not None and against_best["value"] > EVEN:
             standing.best, standing.best_judged = policy, evaluation.judged
             ledger.set_best(summary, policy, here.root)
-    done: dict[str, Artifact[Any]] = {"samples": samples, "judged": judged, "pairs": pairs, "batches": batches, **evaluation.stages()}
+    done: dict[str, Artifact[Any]] = {
+        "samples": samples,
+        "judged": judged,
+        "pairs": pairs,
+        "batches": batches,
+        **evaluation.stages(),
+    }
     ledger.add_round(summary, number, done | {"policy": stages.policy_artifact(policy)}, evaluation.decision, policy)
     here.progress.say(f"round {number}: {'accepted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
 

@@ -18,6 +18,7 @@ from prefloop.evaluate import heldout
 from prefloop.evaluate.summary import metric_json
 from prefloop.models import adapters, causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
+from prefloop.models.training import checkpoint_activations
 from prefloop.protocols import Judge, Progress, RoundContext, Sampler
 from prefloop.recipe import Recipe
 from prefloop.rows import (
@@ -361,7 +362,7 @@ def _trainable(run: Run, model: Any, policy: PolicyRef, seed: int) -> Any:
     """Return the model with what is to be trained switched on: all weights, a fresh adapter, or the last one."""
     lora = run.recipe.train.lora
     if run.recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     if lora is None:
         return model.requires_grad_(True)
     if policy.base is not None:
@@ -440,6 +441,7 @@ def decide(
         "why": list(decision.why),
         "metrics": {name: metric_json(metric) for name, metric in found.metrics.items()},
         "warnings": list(found.warnings),
+        **found.facts,
     }
     return opened.finish(facts)
 

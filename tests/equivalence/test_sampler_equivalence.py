@@ -1,6 +1,5 @@
 """The in-process sampler against `transformers.generate`, exact probabilities, and itself in other batches."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,10 @@ def save_policy(folder: Path, architecture: str) -> Path:
     """A byte-level policy whose next token depends clearly on all that came before, and is far from uniform."""
     model = tiny.tiny_model(architecture, tiny.BYTE_VOCABULARY, scale=16)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(8)
+        if architecture.startswith("gemma"):
+            model.model.norm.weight.fill_(7.0)  # its norm multiplies by 1 + weight
+        else:
+            model.get_output_embeddings().weight.mul_(8)
     model.save_pretrained(folder)
     tiny.byte_tokenizer().save_pretrained(folder)
     return folder
@@ -118,42 +120,42 @@ def test_distribution_is_the_model_s(temperature: float, top_p: float, top_k: in
     draws = 20_000
     uniform = torch.from_numpy(np.random.default_rng(0).random(draws))
     drawn, logps = sampler.choose(logits.expand(draws, -1), uniform)
-    counts = np.bincount(drawn.numpy(), minlength=12)
-    assert (counts[exact == 0] == 0).all()
-    possible = exact > 0
-    expected = exact[possible] * draws
-    statistic = float(((counts[possible] - expected) ** 2 / expected).sum())
-    # Mean k-1, variance 2(k-1): five standard deviations, so that a right sampler fails once in a million.
-    freedom = int(possible.sum()) - 1
-    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5
+    assert_distribution(drawn.tolist(), exact, draws)
     torch.testing.assert_close(logps, logits[0].log_softmax(-1)[drawn])
 
 
 def test_streams_of_completions_give_the_model_s_distribution(tmp_path: Path) -> None:
-    """End to end: the first two tokens of many completions against the exact probabilities of all pairs."""
-    torch.manual_seed(0)
-    folder = save_policy(tmp_path, "llama", scale=2.0)
+    """End to end: the second tokens of many completions against their exact probabilities after any first token."""
+    folder = save_policy(tmp_path, "gpt_neox")
     lm = causal_lm.load(str(folder))
-    with torch.no_grad():
-        lm.model.lm_head.weight[16:] = 0  # ties the embedding: few tokens keep a probability of note
-        lm.model.lm_head.weight[4:16] *= 3
     prompt = verbatim("x")
     ids = causal_lm.encode_prompt(lm.tokenizer, prompt)
+    everything = torch.arange(tiny.BYTE_VOCABULARY)[:, None]
     with torch.no_grad():
         first = lm.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+        after = torch.cat([torch.tensor([ids]).expand(len(everything), -1), everything], dim=1)
+        second = lm.model(after).logits[:, -1].softmax(-1)
+    goes_on = torch.tensor([token not in lm.stop_ids for token in range(tiny.BYTE_VOCABULARY)])
+    exact = ((first * goes_on) @ second).double().numpy()
     draws = 6000
-    (group,) = Hf(completions=draws, max_new_tokens=1, batch=3000)([prompt], context_of(folder))
-    counts = Counter(c.token_ids[0] for c in group.completions if c.token_ids)
-    causal_lm.forget()
-    common = [token for token in range(len(first)) if first[token] * draws >= 5]
-    expected = first[common].double().numpy() * draws
-    observed = np.array([counts[token] for token in common])
-    rest = draws - expected.sum()
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    if rest >= 5:
-        statistic += float((draws - observed.sum() - rest) ** 2 / rest)
-    freedom = len(common) - (rest < 5)
-    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5
+    (group,) = Hf(completions=draws, max_new_tokens=2, batch=3000)([prompt], context_of(folder))
+    chosen = [c.token_ids for c in group.completions if c.token_ids]
+    assert_distribution([ids[1] for ids in chosen if len(ids) > 1], np.append(exact, 1 - exact.sum()), draws)
+
+
+def assert_distribution(drawn: list[int], exact: np.ndarray, draws: int) -> None:
+    """Chi-square: cells with less than five expected draws are one cell; what was not drawn is the last one."""
+    counts = np.bincount(drawn, minlength=len(exact))
+    counts[-1] += draws - len(drawn)
+    assert (counts[exact == 0] == 0).all()
+    large = exact * draws >= 5
+    expected = np.append(exact[large], exact[~large].sum()) * draws
+    observed = np.append(counts[large], counts[~large].sum())
+    used = expected > 0
+    statistic = float(((observed - expected)[used] ** 2 / expected[used]).sum())
+    # Mean k - 1, variance 2(k - 1): a right sampler passes with fixed seeds, a wrong one by far not.
+    freedom = max(1, int(used.sum()) - 1)
+    assert statistic <= freedom + 4 * (2 * freedom) ** 0.5
 
 
 @tiny.needs_shared

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model
 
 from prefloop.errors import Interrupted, TrainingDiverged
 from prefloop.losses.dpo import DPO
@@ -16,6 +15,7 @@ from prefloop.rows import TokenizedPair
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import Job, learning_rate, train
+from tiny import tiny_model
 
 
 def pairs(count: int = 10) -> list[TokenizedPair]:

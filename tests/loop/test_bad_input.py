@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny_policy, write_jsonl
 
 from prefloop import cli
 from prefloop.inputs import embedded_policy
+from tiny import save_tiny_policy, write_jsonl
 
 SMALL = [
     "prompts_per_round=24",
@@ -90,7 +90,7 @@ def test_conversation_without_a_chat_template(call, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "empty"),
+        ("", "holds no prompts"),
         ('{"prompt": "a"}\n{"prompt": \n', ":2"),
         ('{"prompt": "a"}\n{"question": "b"}\n', ":2"),
         ('{"prompt": "a"}\n[1]\n', ":2"),
@@ -185,7 +185,9 @@ def test_other_settings_are_refused_and_redo_makes_them(call, prompts, tmp_path)
         (["run", "iterative_dpo", "tran.epochs=2"], "did you mean train?"),
         (["run", "iterative_dpo", "train.epochs=two"], "train.epochs"),
         (["run", "dpoo"], "no 'dpoo'"),
-        (["run", "iterative_dpo", "policy=x"], "prompts: not set"),
+        (["run", "iterative_dpo", "policy=x"], "judge: not set"),
+        (["run", "iterative_dpo", "policy=embedded", "judge=lexicon"], "prompts: not set"),
+        (["run", "iterative_dpo", "prompts=x.jsonl", "judge=lexicon"], "policy: not set"),
         (["run", "iterative_dpo", "reference=none"], "loss.kind dpo needs one"),
         (["run", "iterative_dpo", "reference=adapter_off"], "train.lora"),
         (["run", "iterative_dpo", "round_exit=keep"], "train.lora"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_tiny_policy, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop import cli
@@ -16,6 +15,7 @@ from prefloop.artifact import load_artifact
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.rows import JudgedGroup, PreferencePair, Prompt, SampleGroup, TokenizedPair
+from tiny import save_tiny_policy, write_jsonl
 
 SMALL = [
     "prompts_per_round=24",
@@ -70,7 +70,9 @@ def test_the_summary_counts_every_stage(finished):
     assert first["facts"]["samples"]["completions"] == 24 * 3
     assert first["facts"]["pairs"]["groups"] == 24
     assert first["tokens"]["samples"] <= 24 * 3 * 12
-    assert {"judge_score", "win_rate_vs_start", "win_rate_vs_best", "kl_policy_start", "length"} <= set(first["metrics"])
+    assert {"judge_score", "win_rate_vs_start", "win_rate_vs_best", "kl_policy_start", "length"} <= set(
+        first["metrics"]
+    )
     assert set(first["seconds"]) >= {"samples", "judged", "batches", "policy"}
 
 

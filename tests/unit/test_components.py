@@ -4,7 +4,7 @@ from prefloop.components import build, key_of, kinds
 from prefloop.errors import ConfigError
 from prefloop.recipe import Spec
 
-USER_JUDGE = '''
+USER_JUDGE = """
 from dataclasses import dataclass
 from prefloop.rows import Verdict
 
@@ -14,7 +14,7 @@ class Longest:
 
     def __call__(self, groups, context):
         return [Verdict(tuple(self.scale * len(c.text) for c in g.completions), (None,) * len(g.completions)) for g in groups]
-'''
+"""
 
 
 def spec(**fields):
@@ -56,3 +56,12 @@ def test_a_users_file_is_a_kind(tmp_path):
 def test_bad_components_are_refused(place, fields, message):
     with pytest.raises(ConfigError, match=message):
         build(place, spec(**fields))
+
+
+def test_new_weights_in_the_same_folder_are_another_key(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    judge = build("judge", spec(kind="reward_model", path=str(tmp_path)))
+    before = key_of(judge, "reward_model")
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert key_of(judge, "reward_model") != before

@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prefloop.errors import ConfigError, DataError
+from prefloop.judge import implicit_reward
 from prefloop.judge.implicit_reward import ImplicitReward
+from prefloop.models.logps import completion_logps
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, SampleGroup, prompt_id
 from tiny import byte_tokenizer, save_tiny_policy
@@ -58,6 +60,21 @@ def test_the_score_is_beta_times_the_log_ratio(models, kind, batch_tokens):
             expected = 0.3 * (logp(policy, context, ids) - logp(reference, context, ids))
             assert score == pytest.approx(expected, abs=1e-4)
         assert len({round(score, 4) for score in verdict.scores}) == len(TEXTS)
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(1, [1, 1, 1]), (24, [2, 1]), (26, [2, 1]), (36, [3])])
+def test_passes_keep_to_the_token_budget(models, monkeypatch, budget, sizes):
+    seen = []
+
+    def recording(model, groups):
+        seen.append([len(group.completions) for group in groups])
+        return completion_logps(model, groups)
+
+    monkeypatch.setattr(implicit_reward, "completion_logps", recording)
+    # The prompt has 10 tokens and each completion 2, its end token included.
+    (verdict,) = ImplicitReward(*models["llama"], batch_tokens=budget)([group_of(PLAIN, "a", "b", "c")], CONTEXT)
+    assert seen == [[size] for size in sizes for _ in models["llama"]]
+    assert None not in verdict.scores
 
 
 def test_a_completion_that_ran_out_of_length_has_no_end_token(models):

@@ -42,7 +42,9 @@ def test_the_same_kind_keeps_the_other_fields():
 
 def test_yaml_file_overlays_and_names_its_lines(tmp_path: Path):
     path = tmp_path / "mine.yaml"
-    path.write_text("recipe: iterative_dpo\npolicy: here\nprompts: there.jsonl\ntrain:\n  epochs: 3\n", encoding="utf-8")
+    path.write_text(
+        "recipe: iterative_dpo\npolicy: here\nprompts: there.jsonl\ntrain:\n  epochs: 3\n", encoding="utf-8"
+    )
     recipe, origins = read_recipe(str(path), ["train.epochs=4"])
     assert recipe.train.epochs == 4
     assert origins["policy.path"] == f"{path}:2"

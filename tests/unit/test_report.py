@@ -12,6 +12,7 @@ import pytest
 
 from prefloop.artifact import Building, Key, open_artifact, write_json
 from prefloop.errors import CorruptArtifact, DataError
+from prefloop.evaluate.charts import Line, Point, line_chart, round_numbers, thinned
 from prefloop.evaluate.heldout import HeldOut, baseline_metrics, candidate_metrics
 from prefloop.evaluate.report import write_report
 from prefloop.evaluate.report_charts import histograms
@@ -118,7 +119,7 @@ class SyntheticRun:
             "judge": {"kind": "lexicon", "words": None},
             "eval_judge": {"kind": "lexicon"},
             "warnings": [],
-            "start": {"metrics": _json(baseline_metrics(self.start, resamples=200)), "seconds": {"sample": 4.2}},
+            "start": {"metrics": _json(baseline_metrics(self.start, resamples=200)), "seconds": {"samples": 4.2}},
             "rounds": [],
             "verdict": "",
             **changes,
@@ -151,8 +152,8 @@ class SyntheticRun:
                 "why": ["win_rate_vs_best 71.0 % [66.0, 75.5] excludes 50 %: better than the best so far"],
                 "metrics": _json(measured),
                 "facts": {"pair": {"dropped": 2}},
-                "seconds": {"sample": 12.5, "judge": 0.4, "train": 200.0},
-                "tokens": {"sample": 2000, "train": 9000},
+                "seconds": {"samples": 12.5, "judged": 0.4, "policy": 200.0},
+                "tokens": {"samples": 2000, "policy": 9000},
                 "policy": policy,
             }
         )
@@ -247,8 +248,10 @@ def test_a_finished_run_shows_everything(finished):
         "Chosen without looking at scores",
         "largest margin",
         "smallest margin",
-        "Prompts without a pair",
+        "Unpaired: prompts",
+        "start: 50.0 % by definition",
         "round-001/3-pairs",
+        "round-001/6-report/2-judged",
         "dropped: 2",
         "digest bbbb1",
         "kind: lexicon",
@@ -265,7 +268,7 @@ def test_counts_come_from_the_artifacts(finished):
     html, _ = finished
     row = re.search(r"<tr><th>1</th><td>12</td>(.*?)</tr>", html)
     assert row is not None
-    assert re.findall(r"<td>(.*?)</td>", row[1]) == ["48", "0", "10", "2", "10", "30", "11,000", "3.5 min"]
+    assert re.findall(r"<td>(.*?)</td>", row[1]) == ["48", "0", "10", "2", "10", "30", "2,000", "9,000", "3.5 min"]
 
 
 def test_the_page_loads_nothing_and_runs_nothing(finished):
@@ -434,3 +437,31 @@ def test_equal_scores_still_make_a_histogram(tmp_path):
     (chart,) = histograms([same], {0: [same]})
     assert chart.about == "2 completions, mean 1.000"
     assert histograms([], {0: []}) == []
+
+
+def test_a_chart_leaves_out_what_is_not_finite():
+    points = tuple(Point(float(x), y) for x, y in enumerate((1.0, float("nan"), 2.0, float("inf"))))
+    drawing = line_chart([Line("loss", points)], "loss")
+    assert drawing.count(",") == 2
+    assert "nan" not in drawing
+    assert "inf" not in drawing
+    assert "nothing to draw yet" in line_chart([Line("loss", points[1:2])], "loss")
+
+
+def test_a_chart_of_one_value_and_of_equal_values():
+    assert "<circle" in line_chart([Line("kl", (Point(0.0, 0.2),))], "kl")
+    assert "nan" not in line_chart([Line("flat", (Point(0.0, 0.0), Point(1.0, 0.0)))], "flat")
+
+
+def test_long_lines_are_thinned_to_means():
+    points = [Point(float(i), float(i)) for i in range(1000)]
+    few = thinned(points, 10)
+    assert [p.y for p in few] == [49.5 + 100 * i for i in range(10)]
+    assert thinned(points[:10], 10) == tuple(points[:10])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 0.1), (1e-7, 3e-7), (99.0, 101.0), (0.0, 123456.0)])
+def test_ticks_are_few_round_and_inside(low, high):
+    ticks = round_numbers(low, high)
+    assert 3 <= len(ticks) <= 7
+    assert all(low - 1e-9 <= t <= high * (1 + 1e-9) + 1e-12 for t in ticks)

@@ -106,6 +106,16 @@ def test_the_same_call_gives_the_same_numbers_and_order_does_not_matter(saved, k
     assert judge([group_of(CHAT)], CONTEXT)[0].scores == ()
 
 
+def test_batches_keep_to_the_token_budget_longest_first(saved):
+    judge = RewardModel(saved("gpt2"), batch_tokens=40)
+    shapes = []
+    judge.classifier.model.register_forward_pre_hook(
+        lambda model, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    judge([group_of(PLAIN, "a", "b" * 50, "c" * 3, "d" * 9)], CONTEXT)
+    assert shapes == [(1, 60), (2, 19), (1, 11)]
+
+
 def test_a_text_that_ends_in_the_fallback_padding_id_keeps_its_last_token(saved):
     # Id 0 is what a classifier without a padding token is first offered; here it ends a row.
     folder = saved("gpt2", chat=False)

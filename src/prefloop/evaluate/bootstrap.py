@@ -195,14 +195,12 @@ def _resample(
 
 
 def _tail(n: int, level: float) -> float:
-    """Share of resamples to cut at each end: (1 − level)/2, made smaller for small n (Hesterberg 2014,
-    4.3)."""
+    """Share of resamples to cut at each end: (1 − level)/2, made smaller for small n (Hesterberg 2014, 4.3)."""
     return NormalDist().cdf(-sqrt(n / (n - 1)) * _t_quantile((1 + level) / 2, n - 1))
 
 
 def _t_quantile(share: float, freedom: int) -> float:
-    """Student's t quantile by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5): 0.7 % off at 3, 0.1 %
-    at 5."""
+    """Student's t quantile by the Cornish-Fisher series (Abramowitz and Stegun 26.7.5): 0.7 % off at 3, 0.1 % at 5."""
     z = NormalDist().inv_cdf(share)
     return (
         z

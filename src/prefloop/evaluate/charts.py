@@ -2,7 +2,8 @@
 theme.
 
 A chart is 340 × 190 units, about the width of a phone, so that its 11-unit labels stay readable when it is
-scaled."""
+scaled.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,8 +107,7 @@ def histogram(
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[Point, ...]:
-    """Return at most `most` points: means of neighbours where there are more. Intervals and notes are dropped
-    then."""
+    """Return at most `most` points: means of neighbours where there are more. Intervals and notes are dropped then."""
     finite = [p for p in points if isfinite(p.y)]
     if len(finite) <= most:
         return tuple(finite)
@@ -120,8 +120,8 @@ def round_numbers(low: float, high: float, count: int = _TICKS) -> list[float]:
     """Return about `count` round numbers from `low` to `high`, both inside.
 
     Example:
-        >>> round_numbers(0.0, 1.0)
-        [0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> round_numbers(0.0, 2.0)
+        [0.0, 0.5, 1.0, 1.5, 2.0]
 
     """
     raw = (high - low) / count

@@ -41,16 +41,17 @@ class Gate:
     always`."""
 
     max_kl: float | None = 1.0
-    """Largest `kl_policy_start`, nats per token, > 0; none switches it off. Default 1.0 (ours): the policy
-    then gives its own tokens on average e times the start's probability (geometric mean). A policy that has
-    become certain of words the start finds unlikely is beyond that: the samples of the embedded story model's
-    teacher carry 1.3 nats per token, and ones that the start would rarely draw carry more. Loops of likely
-    words can stay below; they are what `max_repetition_increase` is for."""
+    """Largest `kl_policy_start`, nats per token, > 0; none switches it off. Default 1.0 (ours): at it the
+    policy gives its own tokens on average (geometric mean) e times the start's probability. Measured on the
+    embedded story model: three sound rounds 0.05, 0.16, 0.21; a collapsed one, of happy words only, 5.5.
+    Loops of words that the start finds likely can stay below; they are what `max_repetition_increase` is
+    for."""
 
     max_repetition_increase: float | None = 0.1
     """Largest rise of `repetition` above the start's, share 0–1, ≥ 0; none switches it off. Default 0.1
-    (ours): the first 100 words of stories by the embedded model's teacher have 0.03 (500 stories); with one
-    more 3-gram in ten repeated a reader sees the loop, and a collapsed text has 0.4 to 1."""
+    (ours): one more 3-gram in ten is repeated, which a reader sees. Measured on the embedded story model, 80
+    tokens: start 0.03, three sound rounds 0.03, 0.03, 0.06, a collapsed one 0.16; loops of whole sentences
+    have 0.5 and more."""
 
     max_length_ratio: float | None = 2.0
     """Largest `length` over the start's, > 0; none switches it off. Default 2.0 (ours): completions grow over
@@ -88,7 +89,7 @@ class Gate:
             raise ConfigError(f"gate.threshold must be 0 or more and below 100 for a win rate, got {self.threshold}")
 
     def __call__(self, metrics: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> Decision:
-        """Return the decision: the gain first, then each guard that objects or could not be checked.
+        """Return the decision. The first reason is the one that decides: a guard's objection, else the gain.
 
         Args:
             metrics: the candidate's, from `heldout.candidate_metrics`.
@@ -110,7 +111,7 @@ class Gate:
                 held.append(fact)
             else:
                 objections.append(f"{fact}; gate.{setting} allows {limit:g}")
-        why = [reason, *unchecked, *objections]
+        why = [*objections, reason, *unchecked]
         if held and not objections:
             why.append(f"within all guards: {'; '.join(dict.fromkeys(held))}")
         return Decision(better and not objections, tuple(why))
@@ -160,7 +161,7 @@ class Gate:
 
 
 def _kl(value: float, start: float, limit: float) -> tuple[bool, str]:
-    return value <= limit, f"kl_policy_start {with_unit(value, 'nats per token')}"
+    return value <= limit, f"kl_policy_start is {with_unit(value, 'nats per token')}"
 
 
 def _repetition(value: float, start: float, limit: float) -> tuple[bool, str]:

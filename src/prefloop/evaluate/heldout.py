@@ -6,9 +6,9 @@ Every policy completes the same held-out prompts, so comparisons are within a pr
 - `judge_score`: mean score, over a prompt's completions, then over prompts.
 - `judge_score_gain`, `judge_score_gain_best`: the candidate's mean score minus that of the start, or of the
   best policy so far, within each prompt; mean over prompts.
-- `win_rate_vs_start`, `win_rate_vs_best` (0–100 %): share of comparisons with a higher score, ties half. Each
-  of a prompt's completions is compared with each of the other policy's, all K × K; mean over prompts.
-  Completions share no more than the prompt, so pairing index with index would only throw comparisons away.
+- `win_rate_vs_start`, `win_rate_vs_best` (0–100 %): share of comparisons with a higher score, ties half. Each of a
+  prompt's completions is compared with each of the other policy's, all K × K; mean over prompts. Policies that are
+  equal get 50 whether or not completions of one index share their random numbers.
 - `kl_policy_start` (nats per token): KL(policy ‖ start), estimator k1: Σ (log π − log π_start) / number of
   tokens, over the tokens the policy sampled, the end token included. Log-probs are at temperature 1, so this
   estimates the KL where samples are drawn at temperature 1 without top-p; other settings weight tokens as
@@ -43,8 +43,7 @@ from prefloop.evaluate.bootstrap import (
 from prefloop.rows import Completion, JudgedGroup, Metric
 
 FEW_PROMPTS = 20
-"""Below this many prompts an interval is too wide and its coverage too uncertain to decide much; a warning
-says so."""
+"""Below this many prompts an interval is too wide and its coverage too uncertain to decide much; a warning says so."""
 
 PERCENT = (0.0, 100.0)
 SHARE = (0.0, 1.0)
@@ -59,8 +58,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Metrics by name; `facts` counts prompts, completions and what was left out; `warnings` are
-    sentences."""
+    """Metrics by name; `facts` counts prompts, completions and what was left out; `warnings` are sentences."""
 
     metrics: dict[str, Metric]
     facts: dict[str, int]
@@ -188,8 +186,7 @@ class _Bench:
 
 
 def _by_prompt(groups: Sequence[JudgedGroup], whose: str) -> dict[str, JudgedGroup]:
-    """Return checked groups by prompt id, sorted, so that the bootstrap does not depend on the order
-    given."""
+    """Return checked groups by prompt id, sorted, so that the bootstrap does not depend on the order given."""
     if not groups:
         raise DataError(f"heldout: {whose} has no held-out prompts; raise prompts.holdout or give more prompts")
     found: dict[str, JudgedGroup] = {}

@@ -2,7 +2,8 @@
 
 The page is a single file without scripts that loads nothing from anywhere; its content security policy tells
 the browser so as well. Prompts, completions and notes are untrusted text: all of them are escaped. Examples
-are few and cut to a length, so the page stays below 2 MB whatever the run's size."""
+are few and cut to a length, so the page stays below 2 MB whatever the run's size.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,6 +111,7 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     pairs = {n: few_pairs(_parts(_folder(root, n) / "3-pairs", PreferencePair)) for n in beside}
     return {
         "summary": summary,
+        "name": summary["name"] or root.resolve().name,
         "verdict": summary.get("verdict") or verdict(summary),
         "warnings": [clip(str(w), NOTE) for w in summary.get("warnings", [])[:_WARNINGS]],
         "best": best,
@@ -162,8 +164,7 @@ def _table(columns: Sequence[tuple[str, Mapping[str, Metric]]]) -> dict[str, Any
 
 
 def _counts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how much each stage of a round had in hand; `None` where a stage did not run or is not
-    finished."""
+    """Return how much each stage of a round had in hand; `None` where a stage did not run or is not finished."""
     prompts = _rows(folder / "0-prompts", Prompt)
     scores = [batch["scores"].flatten() for batch in _columns(folder / "2-judged", ["scores"])]
     pairs = _rows(folder / "3-pairs", PreferencePair)
@@ -192,28 +193,35 @@ def _unfinished(root: Path, known: set[int]) -> list[tuple[str, list[str]]]:
     """Return the rounds that have a folder but no entry in the summary, with their finished stages."""
     names = {_folder(root, n).name for n in known}
     folders = [f for f in sorted(root.glob("round-*")) if re.fullmatch(r"round-\d+", f.name) and f.name not in names]
-    return [
-        (folder.name, [stage.name for stage in sorted(folder.iterdir()) if load_artifact(stage, None)])
-        for folder in folders[-_BESIDE:]
-    ]
+    return [(folder.name, [name for name, _ in _stages(folder)]) for folder in folders[-_BESIDE:]]
 
 
 def _noted(folder: Path) -> list[dict[str, Any]]:
     """Return rows, digest and facts of each finished stage of a round."""
     found = []
-    for stage in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for name, artifact in _stages(folder):
+        facts = [f"{k}: {clip(str(v), _FACT)}" for k, v in artifact.facts.items() if not isinstance(v, dict | list)]
+        found.append(
+            {
+                "stage": f"{folder.name}/{name}",
+                "rows": artifact.rows,
+                "digest": artifact.digest,
+                "facts": "; ".join(facts[:_FACTS]),
+            }
+        )
+    return found
+
+
+def _stages(folder: Path) -> Iterable[tuple[str, Artifact[Any]]]:
+    """Yield the finished artifacts of a round by name, those inside 6-report too."""
+    if not folder.is_dir():
+        return
+    for stage in sorted(folder.iterdir()):
         artifact: Artifact[Any] | None = load_artifact(stage, None)
         if artifact is not None:
-            facts = [f"{k}: {clip(str(v), _FACT)}" for k, v in artifact.facts.items() if not isinstance(v, dict | list)]
-            found.append(
-                {
-                    "stage": f"{folder.name}/{stage.name}",
-                    "rows": artifact.rows,
-                    "digest": artifact.digest,
-                    "facts": "; ".join(facts[:_FACTS]),
-                }
-            )
-    return found
+            yield stage.name, artifact
+        elif stage.name.startswith("6-"):
+            yield from ((f"{stage.name}/{name}", inner) for name, inner in _stages(stage))
 
 
 def _provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -222,7 +230,7 @@ def _provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]
     known = [
         ("run", summary["name"]),
         ("folder", root.resolve().name),
-        ("recipe", summary["recipe"]),
+        ("recipe", summary["recipe"] or "own"),
         ("seed", summary["seed"]),
         ("state", summary["state"]),
         ("start policy", f"{start['path']}, digest {start['digest']}"),

@@ -8,10 +8,16 @@ from markupsafe import Markup
 
 from prefloop.evaluate.bootstrap import FloatArray
 from prefloop.evaluate.charts import MOST_POINTS, Line, Point, histogram, line_chart, thinned
-from prefloop.evaluate.summary import START_ROUND, number, with_interval
+from prefloop.evaluate.summary import START_ROUND, number, with_interval, with_unit
 from prefloop.rows import JudgedGroup, Metric, StepLog
 
 Metrics = Mapping[str, Metric]
+
+BY_DEFINITION = {
+    "win_rate_vs_start": Metric(50.0, 50.0, 50.0, 0, "%"),
+    "kl_policy_start": Metric(0.0, 0.0, 0.0, 0, "nats per token"),
+}
+"""What the start scores against itself: not measured, but where the curves begin."""
 
 _BINS = 24
 _DODGE = 0.08  # rounds by which two lines with intervals are moved apart, so that neither hides the other
@@ -21,8 +27,7 @@ _MANY_ROUNDS = 60  # beyond this, points are drawn as means of neighbours and ro
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A drawing with its heading, what it shows in words, and where it has several lines, (colour, name) of
-    each."""
+    """A drawing with its heading, what it shows in words, and where it has several lines, (colour, name) of each."""
 
     title: str
     about: str
@@ -38,7 +43,9 @@ def round_charts(start: Metrics, rounds: Sequence[tuple[int, Metrics]]) -> list[
         rounds: number and metrics of each finished round, in order. None: no charts.
 
     """
-    columns = [(START_ROUND, start), *rounds]
+    measured = {name for _, metrics in rounds for name in metrics}
+    at_start = {name: metric for name, metric in BY_DEFINITION.items() if name in measured}
+    columns = [(START_ROUND, {**at_start, **start}), *rounds]
     drawn = (
         _by_round(columns, "Score", "mean score of the judge", {"judge_score": "score"}),
         _by_round(
@@ -136,7 +143,8 @@ def _by_round(
 
 
 def _point(n: int, metric: Metric, shift: float) -> Point:
-    note = f"{_round_name(n, 'round ')}: {with_interval(metric)}"
+    found = with_interval(metric) if metric.n else f"{with_unit(metric.value, metric.unit)} by definition"
+    note = f"{_round_name(n, 'round ')}: {found}"
     return Point(n + shift, metric.value, metric.low, metric.high, note)
 
 

@@ -17,8 +17,7 @@ _UNSEEN = 2  # pairs by the order of their ids
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The same prompt before and after training, first completion of each. `note` is the judge's on the later
-    one."""
+    """The same prompt before and after training, first completion of each. `note` is the judge's on the later one."""
 
     prompt: str
     before: str
@@ -45,8 +44,7 @@ class PairExample:
 
 
 def samples(start: Sequence[JudgedGroup], after: Sequence[JudgedGroup]) -> list[tuple[str, list[Sample]]]:
-    """Return the prompts that gained most, lost most, and a choice blind to scores, none twice, each with a
-    heading."""
+    """Return the prompts that gained most, lost most, and a choice blind to scores, none twice, each with a heading."""
     later = {g.prompt.prompt_id: g for g in after}
     # The id is a hash of the prompt: its order is arbitrary, and the same in every run.
     both = sorted((g for g in start if g.prompt.prompt_id in later), key=lambda g: g.prompt.prompt_id)

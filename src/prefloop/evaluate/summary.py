@@ -126,7 +126,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if not accepted:
         count = "the only round was refused" if len(rounds) == 1 else f"none of {_rounds(len(rounds))} was accepted"
     ending = _standing(summary, rounds) if accepted else _refused(rounds)
-    text = f"{opening}; {count}{ending}" if opening else f"{count}{ending}"
+    text = f"{opening}; so far {count}{ending}" if opening else f"{count}{ending}"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -135,10 +135,9 @@ def _rounds(count: int) -> str:
 
 
 def _refused(rounds: list[Any]) -> str:
-    """Say that the start stays best, and the first reason why the last round was refused."""
-    why = [str(reason) for reason in rounds[-1].get("why", [])]
-    # The last reason is the guard's when the score itself had risen.
-    reason = f"; round {rounds[-1]['round']}: {why[-1].rstrip('.')}" if why else ""
+    """Say that the start stays best, and the decisive reason, a gate's first, why the last round was refused."""
+    why = rounds[-1].get("why") or ()
+    reason = f"; round {rounds[-1]['round']}: {str(why[0]).rstrip('.')}" if why else ""
     return f", so the start policy is still the best{reason}"
 
 

@@ -36,7 +36,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         DataError: a metric of the summary cannot be read.
 
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(str(summary["name"])), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(summary["name"] or ""), title_justify="left")
     table.caption = Text(f"{_BEST} best policy · 95 % intervals · KL in nats per token, length in tokens")
     table.caption_justify = "left"
     table.add_column("round", no_wrap=True)

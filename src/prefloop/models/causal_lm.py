@@ -86,10 +86,10 @@ def locate(path: str, revision: str | None = None) -> Path:
 
     """
     folder = Path(path)
-    if folder.is_dir():
+    if path and folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(path):
-        raise ConfigError(f"policy: no folder {path}; give a save_pretrained folder or a hub id")
+        raise ConfigError(f"policy: no folder {path or repr(path)}; give a save_pretrained folder or a hub id")
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_HUB_PATTERNS))
     except (OSError, HFValidationError) as error:

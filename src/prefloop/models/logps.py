@@ -75,8 +75,8 @@ def completion_logps(
     batch = _pad(groups) if layout == "padded" else _pack(groups, share=layout == "shared")
     device = head.weight.device
     hidden = _hidden_states(causal_lm, batch, device).flatten(0, 1)
-    sources = torch.tensor(batch.sources, device=device)
-    targets = torch.tensor(batch.targets, device=device)
+    sources = torch.tensor(batch.sources, dtype=torch.long, device=device)
+    targets = torch.tensor(batch.targets, dtype=torch.long, device=device)
     scores = target_logps(hidden.index_select(0, sources), head, targets, facts, head_chunk)
     return _rows(scores, batch.rows)
 

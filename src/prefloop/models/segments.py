@@ -63,9 +63,9 @@ def use_segments(model: PreTrainedModel) -> None:
 
 def attend(  # noqa: PLR0913  transformers' interface
     module: nn.Module,
-    query: Float[Tensor, "1 head token width"],
-    key: Float[Tensor, "1 kv_head token width"],
-    value: Float[Tensor, "1 kv_head token width"],
+    query: Float[Tensor, "row head query width"],
+    key: Float[Tensor, "row kv_head key width"],
+    value: Float[Tensor, "row kv_head key value_width"],
     attention_mask: Tensor | None,
     *,
     segments: Segments | None = None,
@@ -74,7 +74,7 @@ def attend(  # noqa: PLR0913  transformers' interface
     sliding_window: int | None = None,
     softcap: float | None = None,
     **rest: Any,
-) -> tuple[Float[Tensor, "1 token head width"], None]:
+) -> tuple[Float[Tensor, "row query head value_width"], None]:
     """Attend as transformers' attention interface asks; within `segments` where they are given.
 
     Without them this is ordinary attention over rows with `attention_mask` (generation, the padded layout).

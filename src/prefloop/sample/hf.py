@@ -90,6 +90,11 @@ class Hf:
 
         """
         lm = load(context.policy.path, precision=self.precision, device=self.device)
+        if "past_key_values" not in signature(lm.model.forward).parameters:
+            raise ConfigError(
+                f"sampler (sample/hf.py): {lm.model.config.model_type} models keep no key-value cache, which this "
+                "sampler needs; use sampler.kind=server"
+            )
         rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
         # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
         waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
@@ -404,13 +409,16 @@ def decoding_attention(
     if not single or unusual or (attention_mask is not None and attention_mask.shape[1] != 1):
         output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, weights
-    rows, heads, _, width = query.shape
-    scaling = kwargs.get("scaling")
-    grouped = query.reshape(rows, key.shape[1], -1, width) * (width**-0.5 if scaling is None else scaling)
-    scores = grouped @ key.mT
+    (rows, heads, _, width), (groups, length) = query.shape, key.shape[1:3]
+    scaling = width**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+    bias, weight = query.new_empty(1), 0
     if attention_mask is not None:
-        scores = scores + attention_mask if attention_mask.is_floating_point() else scores.where(attention_mask, -torch.inf)
-    return (scores.softmax(-1) @ value).reshape(rows, 1, heads, -1), None
+        if attention_mask.dtype == torch.bool:
+            attention_mask = query.new_zeros(()).where(attention_mask, -torch.inf)
+        bias, weight = attention_mask.expand(-1, groups, -1, -1).reshape(-1, 1, length), 1
+    grouped = query.reshape(rows * groups, -1, width)
+    scores = torch.baddbmm(bias, grouped, key.mT.flatten(0, 1), beta=weight, alpha=scaling)
+    return scores.softmax(-1).bmm(value.flatten(0, 1)).reshape(rows, 1, heads, -1), None
 
 
 AttentionInterface.register(DECODING_ATTENTION, decoding_attention)

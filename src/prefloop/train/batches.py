@@ -86,9 +86,8 @@ def pair_logps(
 
 
 def _every_second(logps: CompletionLogps, first: int) -> CompletionLogps:
-    """Return the rows of one side, cut to their longest; rows come chosen, rejected, chosen, …"""
-    mask = logps.mask[first::2]
-    return CompletionLogps(logps.token_logps[first::2], mask)
+    """Return the rows of one side; rows come chosen, rejected, chosen, …"""
+    return CompletionLogps(logps.token_logps[first::2], logps.mask[first::2])
 
 
 def _require_reference(pair: TokenizedPair) -> None:

@@ -1,0 +1,114 @@
+"""Steps, microbatches, and a microbatch as log-probs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from prefloop.errors import ConfigError
+from prefloop.models.logps import TokenGroup, completion_logps
+from prefloop.rows import TokenizedPair
+from prefloop.train.batches import pair_logps, plan_steps
+
+LENGTHS = [(10, 5, 5), (1, 1, 1), (30, 20, 10), (4, 8, 2), (7, 7, 7), (100, 50, 50), (2, 2, 1)]
+
+lengths = st.lists(st.tuples(*[st.integers(0, 60)] * 3), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 9), st.integers(1, 3), st.integers(0, 5), st.integers(1, 200))
+def test_every_pair_once_an_epoch_and_every_microbatch_within_the_budget(lengths, per_step, epochs, seed, budget):
+    plan = plan_steps(lengths, per_step, epochs, seed, budget)
+    steps_per_epoch = -(-len(lengths) // per_step)
+    assert len(plan) == epochs * steps_per_epoch
+    for epoch in range(epochs):
+        steps = plan[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch]
+        assert sorted(i for step in steps for batch in step for i in batch) == list(range(len(lengths)))
+        assert all(sum(map(len, step)) == per_step for step in steps[:-1])
+        for batch in (batch for step in steps for batch in step):
+            assert batch
+            assert len(batch) == 1 or sum(sum(lengths[i]) for i in batch) <= budget
+
+
+def test_the_budget_changes_microbatches_and_not_steps():
+    plans = [plan_steps(LENGTHS, 3, 2, 0, budget) for budget in (1, 30, 10_000)]
+    pairs = [[sorted(i for batch in step for i in batch) for step in plan] for plan in plans]
+    assert pairs[0] == pairs[1] == pairs[2]
+    assert all(len(batch) == 1 for step in plans[0] for batch in step)
+    assert all(len(step) == 1 for step in plans[2])
+
+
+def test_a_step_is_sorted_by_size_so_that_similar_pairs_share_a_microbatch():
+    (step,) = plan_steps(LENGTHS, len(LENGTHS), 1, 0, 45)
+    assert step == [[1, 6, 3, 0], [4], [2], [5]]
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    plan = plan_steps([(1, 1, 1)] * 50, 50, 2, 7, 3)
+    assert plan == plan_steps([(1, 1, 1)] * 50, 50, 2, 7, 3)
+    # Inside a step pairs are sorted by size, so steps of one pair show the order.
+    orders = [[step[0][0] for step in plan_steps([(1, 1, 1)] * 50, 1, 2, seed, 3)] for seed in (7, 8)]
+    assert orders[0][:50] != orders[0][50:]
+    assert orders[0] != orders[1]
+    assert orders[0][:50] == [step[0][0] for step in plan_steps([(1, 1, 1)] * 50, 1, 1, 7, 3)]
+
+
+def test_no_pairs_make_no_steps():
+    assert plan_steps([], 4, 3, 0, 100) == []
+
+
+@pytest.mark.parametrize("name", ["pairs_per_step", "epochs", "tokens_per_microbatch"])
+def test_impossible_settings_are_refused(name):
+    good = {"pairs_per_step": 1, "epochs": 1, "seed": 0, "tokens_per_microbatch": 1}
+    with pytest.raises(ConfigError, match=rf"train\.{name} .*≥ 1, got 0"):
+        plan_steps(LENGTHS, **{**good, name: 0})
+
+
+def pair(name="p", chosen=(7, 8), rejected=(9,), reference=True, win_prob=None):
+    stored = (tuple(-1.0 * i for i in chosen), tuple(-2.0 * i for i in rejected)) if reference else (None, None)
+    return TokenizedPair(name, (5, 6), chosen, rejected, *stored, win_prob, 0.5)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared", "auto"])
+def test_rows_of_a_microbatch_are_the_sides_of_its_pairs(layout):
+    model = tiny.tiny_model("llama")
+    pairs = [pair("a"), pair("b", (7, 8, 9, 10), (11, 12, 13), win_prob=0.75)]
+    logps = pair_logps(model, pairs, layout)
+    for side, policy, reference in (
+        ("chosen", logps.policy_chosen, logps.reference_chosen),
+        ("rejected", logps.policy_rejected, logps.reference_rejected),
+    ):
+        for row, one in enumerate(pairs):
+            tokens = getattr(one, side)
+            alone = completion_logps(model, [TokenGroup(one.context, (tokens,))], layout="padded")
+            torch.testing.assert_close(policy.total[row], alone.total[0])
+            assert policy.length[row] == reference.length[row] == len(tokens)
+            assert reference.token_logps[row][reference.mask[row]].tolist() == list(getattr(one, f"reference_{side}"))
+    assert logps.win_prob.tolist() == [1.0, 0.75]
+    assert logps.weight.tolist() == [0.5, 0.5]
+    assert logps.policy_chosen.token_logps.requires_grad
+
+
+def test_without_a_reference_none_is_read():
+    logps = pair_logps(tiny.tiny_model("llama"), [pair(reference=False)], needs_reference=False)
+    assert logps.reference_chosen is None
+    assert logps.reference_rejected is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (pair("x", reference=False), "pair x: chosen has 2 tokens but no reference"),
+        (TokenizedPair("y", (5,), (6,), (7, 8), (-1.0,), (-1.0,), None, 1.0), "pair y: rejected has 2 tokens but 1"),
+    ],
+)
+def test_a_pair_whose_reference_does_not_fit_is_refused(bad, words):
+    with pytest.raises(ValueError, match=words):
+        pair_logps(tiny.tiny_model("llama"), [pair(), bad])
+
+
+def test_an_empty_side_has_log_prob_zero():
+    logps = pair_logps(tiny.tiny_model("llama"), [pair(rejected=())])
+    assert logps.policy_rejected.total.tolist() == [0.0]
+    assert logps.reference_rejected.total.tolist() == [0.0]
