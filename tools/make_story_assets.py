@@ -158,8 +158,12 @@ def write_assets(
     (fresh / "README.md").write_text(card, encoding="utf-8")
     target = out / "story_model"
     target.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in fresh.iterdir()}
     for path in fresh.iterdir():
         os.replace(path, target / path.name)
+    for path in target.iterdir():
+        if path.name not in names:
+            path.unlink()
     fresh.rmdir()
     part = out / ".story_prompts.part"
     _write_jsonl(part, [{"prompt": prompt} for prompt in prompts])

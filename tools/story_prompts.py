@@ -43,11 +43,11 @@ class PromptSettings:
 
     from_templates: int = 540
     drawn: int = 60
-    draws: int = 16384
+    draws: int = 24576
     temperature: float = 0.7
     min_word: int = 100
     template_nats: float = 2.4
-    drawn_nats: float = 0.85
+    drawn_nats: float = 1.0
     seed: int = 99_000_000
 
 

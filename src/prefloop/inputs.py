@@ -75,7 +75,8 @@ def resolve_prompts(recipe: Recipe) -> PromptSet:
     if len(found.holdout) < MIN_HOLDOUT:
         raise DataError(
             f"{settings.path}: {rows} prompts leave {len(found.holdout)} held out at "
-            f"prompts.holdout={settings.holdout}; the evaluation needs {MIN_HOLDOUT}. Add prompts, or raise prompts.holdout"
+            f"prompts.holdout={settings.holdout}; the evaluation needs {MIN_HOLDOUT}. Add prompts, or raise "
+            "prompts.holdout"
         )
     if not found.train:
         raise DataError(f"{settings.path}: all {rows} prompts are held out; lower prompts.holdout")

@@ -35,14 +35,19 @@ from prefloop.rows import (
     Verdict,
     digest_of,
 )
-from prefloop.train.reference import rows_of, score_reference, tokenize_pairs
+from prefloop.train.reference import Encoding, rows_of, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.update import Job, train
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 PAIRS_PER_PART = 512
-_NO_TORCH_SETTINGS = ("checkpoint_every", "log_every")
+SPOT_CHECKS = 16
+"""Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
+SAMPLER_GAP = 1e-3
+"""Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every")
+"""Training settings that do not change the policy."""
 
 
 @dataclass(frozen=True)
@@ -249,34 +254,47 @@ def batch(
     if isinstance(opened, Artifact):
         return opened
     began = time.monotonic()
-    lm = causal_lm.load((reference or policy).path, precision="auto", device=run.recipe.train.device)
-    tokenized = tokenize_pairs(
-        (p for artifact in pairs for p in artifact),
-        partial(causal_lm.encode_prompt, lm.tokenizer),
-        partial(completion_ids, lm),
-        run.recipe.train.max_tokens,
+    train_settings = run.recipe.train
+    lm = causal_lm.load((reference or policy).path, precision="auto", device=train_settings.device)
+    encoding = Encoding(
+        partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
     )
+    sampled_by = reference.digest if reference else None
+    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, sampled_by)
     if not tokenized.pairs:
         raise DataError(f"{path}: no pair is left to train on; dropped: {dict(tokenized.dropped)}")
     layout, why = layout_of(run, lm.model)
-    parts = chunks(tokenized.pairs, PAIRS_PER_PART)
+    score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
+    source: dict[str, Any] = {"reference_logps": "none"}
+    if reference is not None:
+        source = _reference_source(tokenized.pairs, score)
     run.progress.start("reference", len(tokenized.pairs), "pairs")
-    for index, part in enumerate(parts):
+    for index, part in enumerate(chunks(tokenized.pairs, PAIRS_PER_PART)):
         if not opened.has_part(index):
-            budget = run.recipe.train.tokens_per_microbatch
-            opened.write_part(index, score_reference(lm.model, part, layout, budget) if reference else part)
+            opened.write_part(index, score(part) if source["reference_logps"] == "computed" else part)
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
     run.progress.finish()
-    lengths = [len(p.context) + len(p.chosen) + len(p.rejected) for p in tokenized.pairs]
     facts = {
-        "pairs": len(lengths),
+        "pairs": len(tokenized.pairs),
         "dropped": dict(tokenized.dropped),
-        "tokens": sum(lengths),
+        "tokens": sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in tokenized.pairs),
         "layout": layout,
         "layout_why": why,
+        **source,
     }
     return opened.finish(facts, seconds=time.monotonic() - began)
+
+
+def _reference_source(
+    pairs: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
+) -> dict[str, Any]:
+    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs from all over the round."""
+    if any(p.reference_chosen is None or p.reference_rejected is None for p in pairs):
+        return {"reference_logps": "computed"}
+    probe = pairs[:: max(1, len(pairs) // SPOT_CHECKS)][:SPOT_CHECKS]
+    gap = sampler_gap(probe, score(probe))
+    return {"reference_logps": "sampler" if gap <= SAMPLER_GAP else "computed", "sampler_gap": gap}
 
 
 def layout_of(run: Run, model: Any) -> tuple[str, str]:
@@ -306,7 +324,7 @@ class Lineage:
 def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Lineage, seed: int) -> PolicyRef:
     """5-policy: the policy after training, as a `save_pretrained` folder with the training curve beside it."""
     settings = run.recipe.train.model_dump(mode="json")
-    for name in _NO_TORCH_SETTINGS:
+    for name in _WITHOUT_EFFECT:
         del settings[name]
     settings |= {
         "loss": key_of(run.parts.loss, run.recipe.loss.kind),

@@ -296,8 +296,8 @@ def _branches_start_at_zero(groups, share):
     return batch
 
 
-def _one_place_late(self, first, targets):
-    return _true_score(self, first + 1 if first + len(targets) < 40 else first, targets)
+def _one_place_early(self, first, targets):
+    return _true_score(self, first - 1 if self.positions and first > 0 else first, targets)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def _one_place_late(self, first, targets):
         ("llama", logps, "_pack", _positions_by_index, ("packed",)),
         ("llama", logps, "_pack", _branches_start_at_zero, ("packed",)),
         ("gpt2", logps, "_pack", _positions_from_one, ()),
-        ("llama", logps._Batch, "score", _one_place_late, ()),
+        ("llama", logps._Batch, "score", _one_place_early, ()),
         ("gemma3_text", segments.Segments, "mask", _window_too_wide, ()),
         ("gemma2", segments.Segments, "mask", _window_ignored, ()),
     ],
@@ -318,6 +318,7 @@ def _one_place_late(self, first, targets):
 def test_mistakes_are_seen(monkeypatch, architecture, owner, name, mutant, unseen_by, layout):
     model = tiny.tiny_model(architecture)
     expected = scored(model, "padded")
+    assert_same(scored(model, layout), expected)
     monkeypatch.setattr(owner, name, mutant)
     if layout in unseen_by:
         # Packed sequences have no parents, and rotary attention sees distances only.
@@ -325,3 +326,6 @@ def test_mistakes_are_seen(monkeypatch, architecture, owner, name, mutant, unsee
         return
     with pytest.raises(AssertionError):
         assert_same(scored(model, layout), expected)
+    # The check that every new model gets sees it too, and the layout is refused.
+    with pytest.raises(ConfigError, match="differ by"):
+        completion_logps(tiny.tiny_model(architecture), groups(), layout=layout)

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from prefloop.models import causal_lm
-from prefloop.protocols import RoundContext
-from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, SampleGroup, prompt_id
-from prefloop.sample.hf import Hf
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+import tiny
+from prefloop.models import causal_lm
+from prefloop.protocols import RoundContext
+from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, SampleGroup, prompt_id
+from prefloop.sample.hf import Hf
 
 TEXTS = ["a", "some words", "b", "a longer prompt, with many bytes in it", "", "mid length!", "other word"]
 

@@ -203,3 +203,15 @@ def test_export(finished, tmp_path, monkeypatch, what):
         rows = [json.loads(line) for line in to.read_text().splitlines()]
         assert set(rows[0]) == {"prompt", "chosen", "rejected", "margin", "round"}
         assert {row["round"] for row in rows} == {0, 1}
+
+
+def test_the_samplers_log_probs_are_the_references_where_they_agree(finished):
+    _, summary = finished
+    facts = summary["rounds"][0]["facts"]["batches"]
+    assert facts["reference_logps"] == "sampler"
+    assert 0 <= facts["sampler_gap"] < 1e-3
+
+
+def test_the_reference_is_computed_where_it_did_not_sample(tmp_path):
+    summary = call(tmp_path, "rounds=2", "reference=initial")
+    assert [r["facts"]["batches"]["reference_logps"] for r in summary["rounds"]] == ["sampler", "computed"]

@@ -6,15 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from prefloop.errors import ConfigError, DataError
-from prefloop.models import causal_lm
-from prefloop.rows import VERBATIM, Message, Prompt, prompt_id
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+import tiny
+from prefloop.errors import ConfigError, DataError
+from prefloop.models import causal_lm
+from prefloop.rows import VERBATIM, Message, Prompt, prompt_id
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,7 @@ def test_digest_covers_what_makes_the_policy(policy: Path) -> None:
 
 @pytest.mark.parametrize("path", ["./nowhere", "/no/where", "runs/x/policy", "../nowhere", "~/nowhere", ""])
 def test_missing_folder(path: str) -> None:
-    with pytest.raises(ConfigError, match="no folder .*; give a save_pretrained folder or a hub id"):
+    with pytest.raises(ConfigError, match=r"no folder .*; give a save_pretrained folder or a hub id"):
         causal_lm.locate(path)
 
 
@@ -261,7 +262,7 @@ def test_an_empty_prompt_is_the_beginning_of_a_text() -> None:
     assert tokenizer("")["input_ids"] == []
     assert causal_lm.encode_prompt(tokenizer, prompt_of((VERBATIM, ""))) == [1]
     tokenizer.bos_token = None
-    with pytest.raises(DataError, match="prompts.jsonl:7.*no tokens.*remove the prompt"):
+    with pytest.raises(DataError, match=r"prompts.jsonl:7.*no tokens.*remove the prompt"):
         causal_lm.encode_prompt(tokenizer, prompt_of((VERBATIM, "")))
 
 
@@ -281,7 +282,7 @@ def test_a_template_with_two_beginnings_gives_one() -> None:
 
 
 def test_no_chat_template() -> None:
-    with pytest.raises(DataError, match="no chat template; use plain-text prompts .*, or a tokenizer with a template"):
+    with pytest.raises(DataError, match=r"no chat template; use plain-text prompts .*, or a tokenizer with a template"):
         causal_lm.encode_prompt(tiny.byte_tokenizer(chat=False), prompt_of(("user", "hi")))
 
 
@@ -305,9 +306,7 @@ def marking_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize("make", [tiny.byte_tokenizer, marking_tokenizer])

@@ -13,7 +13,8 @@ class Longest:
     scale: float = 1.0
 
     def __call__(self, groups, context):
-        return [Verdict(tuple(self.scale * len(c.text) for c in g.completions), (None,) * len(g.completions)) for g in groups]
+        lengths = [[self.scale * len(c.text) for c in g.completions] for g in groups]
+        return [Verdict(tuple(row), (None,) * len(row)) for row in lengths]
 """
 
 

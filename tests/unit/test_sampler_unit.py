@@ -4,14 +4,16 @@ import itertools
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import tiny
 from prefloop.errors import ConfigError, SamplerError
 from prefloop.models import causal_lm
 from prefloop.protocols import RoundContext, Sampler
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, digest_of, prompt_id
 from prefloop.sample.hf import Hf, row_uniforms, stream_seed
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +225,27 @@ def test_the_model_s_own_length_is_kept(architecture: str, tmp_path: Path) -> No
 
 def test_a_prompt_without_room(policy: Path) -> None:
     prompt = prompt_of("x" * 127)
-    with pytest.raises(SamplerError, match=rf"{prompt.prompt_id} \(prompts.jsonl:3\): 128 tokens.* takes 128 .*shorten"):
+    with pytest.raises(
+        SamplerError, match=rf"{prompt.prompt_id} \(prompts.jsonl:3\): 128 tokens.* takes 128 .*shorten"
+    ):
         Hf()([prompt], context_of(policy))
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     tiny.tiny_model("llama", vocabulary=64).save_pretrained(tmp_path)
     tiny.byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(SamplerError, match=r"token id \d+, but the policy knows 64 tokens; .*another model's tokenizer"):
+    with pytest.raises(
+        SamplerError, match=r"token id \d+, but the policy knows 64 tokens; .*another model's tokenizer"
+    ):
         Hf()([prompt_of("zz")], context_of(tmp_path))
+
+
+def test_a_model_without_a_key_value_cache(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=tiny.BYTE_VOCABULARY)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="mamba models keep no key-value cache.*; choose another policy"):
+        Hf()([prompt_of("x")], context_of(tmp_path))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -229,9 +229,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, stop: bool)
     return [*ids, tokenizer.eos_token_id]
 
 
-def decode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]
-) -> str:
+def decode_completion(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Return the text of a completion as it follows its prompt, so that prompt text + result is the whole text.
 
     Special tokens are left out and spaces are kept as they are. The last prompt tokens are decoded along, because
@@ -283,9 +281,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int
     messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
     try:
         ids = list(
-            tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         )
     except TemplateError as error:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens from hidden states, without ever holding a row of logits for every position."""
+"""The end of a causal LM: log-probs of target tokens from hidden states, never holding the logits of all positions."""
 
 import math
 from collections.abc import Iterator
@@ -51,6 +51,20 @@ def head_of(model: PreTrainedModel, temperature: float = 1.0) -> tuple[nn.Linear
     config = model.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     return head, HeadFacts(scale, getattr(config, "final_logit_softcapping", None), temperature)
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a causal LM that makes the hidden states which its head reads.
+
+    Raises:
+        ConfigError: there is no such part.
+
+    """
+    candidates = (model.get_decoder(), *model.children())
+    for candidate in candidates:
+        if isinstance(candidate, PreTrainedModel) and candidate is not model:
+            return candidate
+    raise ConfigError(f"models/head.py: {type(model).__name__} has no decoder under its LM head; use a causal LM")
 
 
 def target_logps(

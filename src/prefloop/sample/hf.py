@@ -93,7 +93,7 @@ class Hf:
         if "past_key_values" not in signature(lm.model.forward).parameters:
             raise ConfigError(
                 f"sampler (sample/hf.py): {lm.model.config.model_type} models keep no key-value cache, which this "
-                "sampler needs; use sampler.kind=server"
+                "sampler needs; choose another policy, or a sampler that asks a server"
             )
         rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
         # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
@@ -284,9 +284,7 @@ class _Batch:
         self.model = lm.model
         self.device = lm.device
         self.cache = DynamicCache(config=lm.model.config)
-        self.cache.layers = [
-            _RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers
-        ]
+        self.cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         # One kind of attention over all positions: the mask of a step is the same for every layer.
         every = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
         self.plain = every and lm.model.config._attn_implementation == DECODING_ATTENTION
@@ -353,8 +351,8 @@ class _Batch:
 class _RoomyLayer(DynamicLayer):
     """A cache layer with room ahead: a step writes one position instead of copying all earlier ones.
 
-    Keys lie position by position, [row head width position], on CPU: `decoding_attention` reads them so in about
-    half the time. On CUDA they lie as its kernels want them.
+    Where `decoding_attention` reads the keys, they lie as [row head width position], which it reads in about half
+    the time; elsewhere they lie as the kernels of SDPA want them.
     """
 
     key_room: Tensor | None = None
@@ -365,7 +363,7 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
-        if key_states.device.type == "cpu":
+        if _on_plain_cpu(key_states):
             self.key_room, keys = _extended(self.key_room, self.keys.mT, key_states.mT, 3)
             self.keys = keys.mT
         else:
@@ -390,6 +388,10 @@ def _extended(room: Tensor | None, held: Tensor, new: Tensor, dim: int) -> tuple
     return room, room.narrow(dim, 0, begin + count)
 
 
+def _on_plain_cpu(states: Tensor) -> bool:
+    return states.device.type == "cpu" and states.dtype == torch.float32
+
+
 def decoding_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -405,7 +407,7 @@ def decoding_attention(
     head where there is a mask.
     """
     unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    single = query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
+    single = query.shape[2] == 1 and _on_plain_cpu(query)
     if not single or unusual or (attention_mask is not None and attention_mask.shape[1] != 1):
         output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, weights

@@ -1,5 +1,6 @@
 """Pairs to token ids, and the reference's log-probs beside them, stored once for each reference and content."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,33 +21,67 @@ class Tokenized:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def tokenize_pairs(
-    pairs: Iterable[PreferencePair],
-    encode_prompt: Callable[[Prompt], list[int]],
-    encode_completion: Callable[[Completion], list[int]],
-    max_tokens: int,
-) -> Tokenized:
+@dataclass(frozen=True)
+class Encoding:
+    """How prompts and completions become token ids, and the most tokens that a prompt and a completion may have."""
+
+    prompt: Callable[[Prompt], list[int]]
+    completion: Callable[[Completion], list[int]]
+    max_tokens: int
+
+
+def tokenize_pairs(pairs: Iterable[PreferencePair], encoding: Encoding, sampled_by: str | None = None) -> Tokenized:
     """Tokenize each side once. A sampled completion keeps the ids it was sampled with.
+
+    Sides that the policy with digest `sampled_by` sampled keep its sampling log-probs as reference log-probs; whether
+    these may be used is for `sampler_gap` to say.
 
     A pair is dropped, and counted, when a side is empty, both sides have the same ids, or the prompt and the longer
     side exceed `max_tokens`. Nothing is truncated: a cut completion teaches the wrong end.
     """
     result = Tokenized()
     for pair in pairs:
-        context = tuple(encode_prompt(pair.prompt))
-        chosen = tuple(encode_completion(pair.chosen))
-        rejected = tuple(encode_completion(pair.rejected))
+        context = tuple(encoding.prompt(pair.prompt))
+        chosen = tuple(encoding.completion(pair.chosen))
+        rejected = tuple(encoding.completion(pair.rejected))
         if not chosen or not rejected:
             result.dropped["a side is empty"] += 1
         elif chosen == rejected:
             result.dropped["both sides have the same tokens"] += 1
-        elif len(context) + max(len(chosen), len(rejected)) > max_tokens:
-            result.dropped[f"longer than train.max_tokens={max_tokens}"] += 1
+        elif len(context) + max(len(chosen), len(rejected)) > encoding.max_tokens:
+            result.dropped[f"longer than train.max_tokens={encoding.max_tokens}"] += 1
         else:
             result.pairs.append(
-                TokenizedPair(pair.pair_id, context, chosen, rejected, None, None, pair.win_prob, pair.weight)
+                TokenizedPair(
+                    pair_id=pair.pair_id,
+                    context=context,
+                    chosen=chosen,
+                    rejected=rejected,
+                    reference_chosen=_sampled_logps(pair.chosen, sampled_by),
+                    reference_rejected=_sampled_logps(pair.rejected, sampled_by),
+                    win_prob=pair.win_prob,
+                    weight=pair.weight,
+                )
             )
     return result
+
+
+def _sampled_logps(side: Completion, sampled_by: str | None) -> tuple[float, ...] | None:
+    return side.sampler_logps if sampled_by is not None and side.source == sampled_by else None
+
+
+def sampler_gap(sampled: Sequence[TokenizedPair], live: Sequence[TokenizedPair]) -> float:
+    """Return the largest difference between a sampler's and a live log-prob of one token, nats; ∞ if one is missing."""
+    worst = 0.0
+    for ours, theirs in zip(sampled, live, strict=True):
+        for stored, computed in (
+            (ours.reference_chosen, theirs.reference_chosen),
+            (ours.reference_rejected, theirs.reference_rejected),
+        ):
+            if stored is None or computed is None or len(stored) != len(computed):
+                return math.inf
+            worst = max(worst, *(abs(a - b) for a, b in zip(stored, computed, strict=True)))
+    return worst
 
 
 def score_reference(
