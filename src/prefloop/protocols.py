@@ -44,10 +44,20 @@ class Sampler(Protocol):
     parts fixed.
     """
 
-    completions: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+    @property
+    def completions(self) -> int:
+        """Completions of each prompt."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 0 is greedy."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Nucleus that tokens are drawn from, (0, 1]."""
+        ...
 
     def __call__(self, prompts: Sequence[Prompt], context: RoundContext) -> list[SampleGroup]:
         """Return one group for each prompt, in order.

@@ -289,7 +289,7 @@ def batch(
 def _reference_source(
     pairs: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
 ) -> dict[str, Any]:
-    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs from all over the round."""
+    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the round."""
     if any(p.reference_chosen is None or p.reference_rejected is None for p in pairs):
         return {"reference_logps": "computed"}
     probe = pairs[:: max(1, len(pairs) // SPOT_CHECKS)][:SPOT_CHECKS]

@@ -244,7 +244,7 @@ def test_a_model_without_a_key_value_cache(tmp_path: Path) -> None:
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=tiny.BYTE_VOCABULARY)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="mamba models keep no key-value cache.*; choose another policy"):
+    with pytest.raises(ConfigError, match=r"mamba models keep no key-value cache.*; choose another policy"):
         Hf()([prompt_of("x")], context_of(tmp_path))
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.errors import ConfigError, DataError
-from prefloop.models.causal_lm import _device, _dtype, _load_tokenizer, _quiet, check_folder, locate
+from prefloop.models.causal_lm import check_folder, choose_device, choose_dtype, load_tokenizer, locate, quiet
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Prompt, SampleGroup, Verdict
 
@@ -75,10 +75,10 @@ class RewardModel:
         except ConfigError as error:
             raise ConfigError(f"judge.path: {str(error).removeprefix('policy: ')}") from error
         check_folder(folder)
-        device = _device(self.device)
-        with _quiet():
-            tokenizer = _load_tokenizer(folder)
-            model = _load_model(folder, _dtype(self.precision, device)).to(device).eval()
+        device = choose_device(self.device)
+        with quiet():
+            tokenizer = load_tokenizer(folder)
+            model = _load_model(folder, choose_dtype(self.precision, device)).to(device).eval()
         return Classifier(
             model, tokenizer, _label(model, self.label, folder), _limit(model, tokenizer, self.max_length, folder)
         )

@@ -159,15 +159,15 @@ def load(
     """
     folder = locate(path, revision)
     check_folder(folder)
-    place = _device(device)
-    dtype = _dtype(precision, place)
+    place = choose_device(device)
+    dtype = choose_dtype(precision, place)
     digest = folder_digest(folder)
     key = (digest, dtype, str(place))
     if cache and key in _cache:
         _cache.move_to_end(key)
         return replace(_cache[key], path=str(folder))
-    with _quiet():
-        tokenizer = _load_tokenizer(folder)
+    with quiet():
+        tokenizer = load_tokenizer(folder)
         model = _load_model(folder, dtype).to(place).eval()
     lm = CausalLM(model, tokenizer, str(folder), digest, _stop_ids(model, tokenizer))
     if cache:
@@ -256,7 +256,7 @@ def export(
     config (the model's own unless given) and `card` as README.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet():
         lm_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if generation_config is not None:
@@ -296,7 +296,13 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a policy folder.
+
+    Raises:
+        DataError: it cannot be read.
+
+    """
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -348,7 +354,13 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(ids)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device that `name` means; auto is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device.
+
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -360,7 +372,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of weights: fp32 or bf16; auto is bf16 on CUDA, else fp32.
+
+    Raises:
+        ConfigError: no such precision.
+
+    """
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if precision not in PRECISIONS:
@@ -383,7 +401,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and log lines off the terminal."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -4,8 +4,7 @@ A prompt is computed once for its K completions. Every completion has a random s
 not depend on the prompts it shares a batch with (beyond the rounding of floating-point sums).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -14,24 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefloop.errors import ConfigError, SamplerError
 from prefloop.models.causal_lm import PRECISIONS, CausalLM, decode_completion, encode_prompt, load
+from prefloop.models.decoding import DECODING_ATTENTION, RoomyLayer, decoding
 from prefloop.protocols import RoundContext
 from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
 
 STEPS_PER_CHECK = 8
 """Tokens decoded between two looks for finished completions; one look costs a transfer from the accelerator."""
-
-ROOM = 64
-"""Positions that a cache layer allocates ahead."""
-
-DECODING_ATTENTION = "prefloop_decoding"
-"""Name under which `transformers` knows `decoding_attention`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class Hf:
         rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
         # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
         waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
-        with _decoding(lm.model):
+        with decoding(lm.model):
             for begin in range(0, len(waiting), self.batch):
                 self._decode(lm, waiting[begin : begin + self.batch])
         completions = iter([_completion(lm, row, context) for row in rows])
@@ -284,9 +276,9 @@ class _Batch:
         self.model = lm.model
         self.device = lm.device
         self.cache = DynamicCache(config=lm.model.config)
-        self.cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         # One kind of attention over all positions: the mask of a step is the same for every layer.
-        every = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
+        every = all(type(layer) is RoomyLayer for layer in self.cache.layers)
         self.plain = every and lm.model.config._attn_implementation == DECODING_ATTENTION
         self.mask: Tensor | None = None
         # Architectures without these arguments count positions themselves, or have none.
@@ -346,96 +338,3 @@ class _Batch:
         self.positions = self.positions[indices]
         if self.mask is not None:
             self.mask = self.mask[indices]
-
-
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room ahead: a step writes one position instead of copying all earlier ones.
-
-    Where `decoding_attention` reads the keys, they lie as [row head width position], which it reads in about half
-    the time; elsewhere they lie as the kernels of SDPA want them.
-    """
-
-    key_room: Tensor | None = None
-    value_room: Tensor | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            return self.keys, self.values
-        if _on_plain_cpu(key_states):
-            self.key_room, keys = _extended(self.key_room, self.keys.mT, key_states.mT, 3)
-            self.keys = keys.mT
-        else:
-            self.key_room, self.keys = _extended(self.key_room, self.keys, key_states, 2)
-        self.value_room, self.values = _extended(self.value_room, self.values, value_states, 2)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.key_room = self.value_room = None
-
-
-def _extended(room: Tensor | None, held: Tensor, new: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Write `new` behind `held`, the beginning of `room` if there is one; return the room and its used part."""
-    begin, count = held.shape[dim], new.shape[dim]
-    if room is None or room.shape[dim] < begin + count:
-        shape = list(held.shape)
-        shape[dim] += count + ROOM
-        room = held.new_empty(shape)
-        room.narrow(dim, 0, begin).copy_(held)
-    room.narrow(dim, begin, count).copy_(new)
-    return room, room.narrow(dim, 0, begin + count)
-
-
-def _on_plain_cpu(states: Tensor) -> bool:
-    return states.device.type == "cpu" and states.dtype == torch.float32
-
-
-def decoding_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of one new position for each row, float32 on CPU; `transformers`' SDPA attention in every other case.
-
-    Query heads that share a key-value head are one matrix product. SDPA's CPU kernel works head by head instead
-    (1.5 to 2 times slower for heads of 8), and before transformers 5.18 keys and values are copied for every query
-    head where there is a mask.
-    """
-    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    single = query.shape[2] == 1 and _on_plain_cpu(query)
-    if not single or unusual or (attention_mask is not None and attention_mask.shape[1] != 1):
-        output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, weights
-    (rows, heads, _, width), (groups, length) = query.shape, key.shape[1:3]
-    scaling = width**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-    bias, weight = query.new_empty(1), 0
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            attention_mask = query.new_zeros(()).where(attention_mask, -torch.inf)
-        bias, weight = attention_mask.expand(-1, groups, -1, -1).reshape(-1, 1, length), 1
-    grouped = query.reshape(rows * groups, -1, width)
-    scores = torch.baddbmm(bias, grouped, key.mT.flatten(0, 1), beta=weight, alpha=scaling)
-    return scores.softmax(-1).bmm(value.flatten(0, 1)).reshape(rows, 1, heads, -1), None
-
-
-AttentionInterface.register(DECODING_ATTENTION, decoding_attention)
-AttentionMaskInterface.register(DECODING_ATTENTION, sdpa_mask)
-
-
-@contextmanager
-def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model that uses SDPA attention use `decoding_attention` for a while."""
-    usual = model.config._attn_implementation
-    if usual != "sdpa":
-        yield
-        return
-    model.set_attn_implementation(DECODING_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
