@@ -20,6 +20,7 @@ from prefloop.errors import ConfigError
 from prefloop.protocols import Gate, Judge, Loss, PairBuilder, Sampler
 from prefloop.recipe import Recipe, Spec, nearest
 from prefloop.rows import digest_of
+from prefloop.train.job import Trainer
 from prefloop.userfile import import_user
 
 FOLDERS = {
@@ -28,6 +29,7 @@ FOLDERS = {
     "eval_judge": "judge",
     "pair_builder": "pair",
     "loss": "losses",
+    "trainer": "train",
     "gate": "evaluate",
 }
 """The folder in which the `kind` of each recipe field is looked up."""
@@ -45,6 +47,7 @@ class Parts:
     eval_judge: Judge
     pair_builder: PairBuilder
     loss: Loss
+    trainer: Trainer
     gate: Gate
 
 
@@ -68,6 +71,7 @@ def build_parts(recipe: Recipe) -> Parts:
         eval_judge=build("eval_judge", recipe.eval_judge) if recipe.eval_judge else judge,
         pair_builder=build("pair_builder", recipe.pair_builder),
         loss=build("loss", recipe.loss),
+        trainer=build("trainer", recipe.trainer),
         gate=build("gate", recipe.gate),
     )
 
@@ -159,7 +163,7 @@ def _content(named: str) -> str | None:
 def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     """Return the recipe with every default of every component written out."""
     values: dict[str, Any] = recipe.model_dump(mode="json")
-    for place in ("sampler", "judge", "pair_builder", "loss", "gate"):
+    for place in ("sampler", "judge", "pair_builder", "loss", "trainer", "gate"):
         values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
     if recipe.eval_judge is not None:
         values["eval_judge"] = {"kind": recipe.eval_judge.kind, **_plain(parts.eval_judge)}

@@ -47,8 +47,7 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     layers.overlay(recipes.find(name).recipe().model_dump(exclude_unset=True), f"recipe {name}")
     if "policy" not in user.values and "prompts" not in user.values:
         layers.overlay(EMBEDDED_DEFAULT, "embedded default")
-    for path, value in _leaves(user.values):
-        layers.overlay(_nested(path, value), user.origins[path])
+    layers.overlay(user.values, lambda key: user.origins[key])
     return layers
 
 
@@ -61,19 +60,3 @@ def read_recipe(target: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str
     """
     layers = read_target(target, overrides)
     return build_recipe(layers), layers.origins
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        found += _leaves(value, f"{path}.") if isinstance(value, Mapping) and value else [(path, value)]
-    # A component's kind comes first: another kind empties the component before its other fields are set.
-    return sorted(found, key=lambda item: not item[0].endswith(".kind"))
-
-
-def _nested(path: str, value: Any) -> dict[str, Any]:
-    for name in reversed(path.split(".")):
-        value = {name: value}
-    result: dict[str, Any] = value
-    return result

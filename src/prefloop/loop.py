@@ -6,7 +6,7 @@ already the call returns at once, so that running is also resuming.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.errors import ConfigError
 from prefloop.evaluate.report import write_report
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
+from prefloop.judge.unscored import Unscored
 from prefloop.protocols import Progress, Quiet, RoundContext
-from prefloop.recipe import Recipe, dump_yaml
+from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Evaluation, Lineage, Run
 
@@ -64,7 +65,9 @@ def run(
 
     """
     parts = build_parts(recipe)
-    check_combination(recipe, parts)
+    for number in range(recipe.rounds):
+        its_recipe = for_round(recipe, number)
+        check_combination(its_recipe, build_parts(its_recipe))
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
     holdout = held_out(recipe, prompts)
@@ -74,7 +77,7 @@ def run(
         stages.store_prompts(here, root / "prompts", prompts.prompts)
         settings = filled(recipe, parts)
         write_text(root / "recipe.yaml", dump_yaml(settings, origins or {}))
-        summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe)])
+        summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe, parts)])
         with ledger.marking_failure(summary, root):
             standing = _measure_start(here, policy, holdout, summary)
             for number in range(recipe.rounds):
@@ -104,7 +107,8 @@ def _round(
     summary: dict[str, Any],
 ) -> None:
     """One turn of the loop."""
-    recipe, folder = here.recipe, here.root / f"round-{number:03d}"
+    recipe, folder = for_round(here.recipe, number), here.root / f"round-{number:03d}"
+    here = replace(here, recipe=recipe, parts=build_parts(recipe))
     start = {"initial": standing.start, "previous": standing.current, "best": standing.best}[recipe.start_from]
     context = RoundContext(recipe.seed, number, start, standing.start)
     here.progress.say(f"round {number}: starts from {_name(start)}")
@@ -183,9 +187,9 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
         )
 
 
-def judge_warnings(recipe: Recipe) -> list[str]:
+def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:
     """Return what a reader of the result should know about its judges."""
-    if recipe.eval_judge is not None:
+    if recipe.eval_judge is not None or not parts.pair_builder.needs_scores:
         return []
     return [
         "The judge that made the training pairs also scored the evaluation: a rise may be the judge's taste only. "
@@ -221,14 +225,17 @@ def _draw(here: Run, held_out: bool = False) -> Draw:
 
 
 def _judge(here: Run) -> stages.NamedJudge:
+    """Return the judge of the training samples; none is asked where the pair rule does not look at scores."""
+    if not here.parts.pair_builder.needs_scores:
+        return stages.NamedJudge(Unscored(), "unscored")
     assert here.recipe.judge is not None  # build_parts has refused a recipe without one
     return stages.NamedJudge(here.parts.judge, here.recipe.judge.kind)
 
 
 def _eval_judge(here: Run) -> stages.NamedJudge:
-    if here.recipe.eval_judge is None:
-        return _judge(here)
-    return stages.NamedJudge(here.parts.eval_judge, here.recipe.eval_judge.kind)
+    spec = here.recipe.eval_judge or here.recipe.judge
+    assert spec is not None  # build_parts has refused a recipe without one
+    return stages.NamedJudge(here.parts.eval_judge, spec.kind)
 
 
 def _name(policy: PolicyRef) -> str:

@@ -83,7 +83,9 @@ class Judge(Protocol):
 
 
 class PairBuilder(Protocol):
-    """Makes preference pairs from judged groups."""
+    """Makes preference pairs from judged groups. Where `needs_scores` is false, completions are not judged first."""
+
+    needs_scores: ClassVar[bool]
 
     def __call__(self, groups: Iterable[JudgedGroup], context: RoundContext) -> Iterator[PreferencePair]:
         """Yield pairs; a group without a usable difference yields none."""

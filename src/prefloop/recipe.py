@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from prefloop.errors import ConfigError
 from prefloop.train.settings import TrainSettings
 
-PARTS = ("sampler", "judge", "eval_judge", "pair_builder", "loss", "gate")
+PARTS = ("sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
 """Fields that choose a component by `kind`."""
 
 
@@ -110,6 +110,8 @@ class Recipe(_Settings):
     """Makes pairs from scores."""
     loss: Component = Spec(kind="dpo")
     """The objective."""
+    trainer: Component = Spec(kind="update")
+    """How optimizer steps are taken. update: plain minimisation of the loss."""
     gate: Component = Spec(kind="gate")
     """Decides whether a round's policy is promoted."""
     start_from: Literal["initial", "previous", "best"] = "previous"
@@ -125,6 +127,9 @@ class Recipe(_Settings):
     """How the policy is updated."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """How every round is measured."""
+    per_round: dict[str, tuple[Any, ...]] = {}
+    """Settings that change from round to round: {loss.beta: [0.1, 0.1, 5.0]}; the last value stays. Settings of
+    loss, train, trainer, pair_builder and sampler may be given."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads. auto: one for models under 5 M parameters, for which more are slower; else all."""
 
@@ -271,6 +276,30 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         return f"{origin}: unknown key {key}; {nearest(place[-1], _known(place[:-1]))}"
     shown = repr(error["input"])
     return f"{origin}: {key}: {error['msg'].removeprefix('Value error, ')}, got {shown[:120]}"
+
+
+CHANGEABLE = ("loss", "train", "trainer", "pair_builder", "sampler")
+"""Fields whose settings `per_round` may change."""
+
+
+def for_round(recipe: Recipe, number: int) -> Recipe:
+    """Return the recipe of round `number`: `per_round` values put in place.
+
+    Raises:
+        ConfigError: `per_round` names a setting that is unknown or may not change, or gives it no or a bad value.
+
+    """
+    layers = Layers(values=recipe.model_dump(mode="python", exclude={"per_round"}))
+    for key, values in recipe.per_round.items():
+        if key.partition(".")[0] not in CHANGEABLE or "." not in key:
+            raise ConfigError(f"per_round: {key} cannot change; only settings of {', '.join(CHANGEABLE)} can")
+        if not values:
+            raise ConfigError(f"per_round: {key} has no values; give one for each round, or remove it")
+        value: Any = values[min(number, len(values) - 1)]
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        layers.overlay(value, f"per_round, round {number}")
+    return build_recipe(layers)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

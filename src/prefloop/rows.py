@@ -170,11 +170,19 @@ class CompletionScore:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedValue:
+    """A number that one loss or trainer logs beside the common ones."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepLog:
     """What one optimizer step looked like. Means over the pairs of the global step; log-probs in nats.
 
     `saturation` is the mean of σ(−margin of implicit rewards): 0.5 at the start, near 0 when the pairs teach
-    nothing any more.
+    nothing any more. `extra` holds what the loss or the trainer adds.
     """
 
     step: int
@@ -189,6 +197,7 @@ class StepLog:
     rejected_logp: float
     grad_norm: float
     learning_rate: float
+    extra: tuple[NamedValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ from prefloop.rows import (
     Verdict,
     digest_of,
 )
+from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, rows_of, sampler_gap, score_reference, tokenize_pairs
-from prefloop.train.update import Job, train
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -328,6 +328,7 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
         del settings[name]
     settings |= {
         "loss": key_of(run.parts.loss, run.recipe.loss.kind),
+        "trainer": key_of(run.parts.trainer, run.recipe.trainer.kind),
         "round_exit": run.recipe.round_exit if run.recipe.train.lora else None,
         "seed": seed,
     }
@@ -355,9 +356,10 @@ def _train_and_export(
         layout=layout_of(run, lm.model)[0],
         seed=seed,
         state_folder=path / ".state",
+        reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
     )
-    curve = train(job, run.progress, run.stop)
+    curve = run.parts.trainer(job, run.progress, run.stop)
     building.write_part(0, curve)
     keeps_adapter = recipe.train.lora is not None and recipe.round_exit == "keep"
     if keeps_adapter:

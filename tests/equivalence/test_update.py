@@ -12,9 +12,10 @@ from prefloop.errors import Interrupted, TrainingDiverged
 from prefloop.losses.dpo import DPO
 from prefloop.protocols import Quiet
 from prefloop.rows import TokenizedPair
+from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
-from prefloop.train.update import Job, learning_rate, train
+from prefloop.train.update import learning_rate, train
 from tiny import tiny_model
 
 
@@ -40,6 +41,7 @@ def job(folder: Path, **settings: object) -> Job:
         layout="padded",
         seed=7,
         state_folder=folder,
+        reference=None,
         starts_at_reference=True,
     )
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop import cli
 from prefloop.artifact import load_artifact
+from prefloop.errors import ConfigError
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.rows import JudgedGroup, PreferencePair, Prompt, SampleGroup, TokenizedPair
@@ -215,3 +216,26 @@ def test_the_samplers_log_probs_are_the_references_where_they_agree(finished):
 def test_the_reference_is_computed_where_it_did_not_sample(tmp_path):
     summary = call(tmp_path, "rounds=2", "reference=initial")
     assert [r["facts"]["batches"]["reference_logps"] for r in summary["rounds"]] == ["sampler", "computed"]
+
+
+def test_a_setting_can_change_from_round_to_round(tmp_path):
+    call(tmp_path, "rounds=3", "per_round={loss.beta: [0.1, 0.5], train.learning_rate: [1e-4, 2e-4, 3e-4]}")
+    keys = [json.loads((tmp_path / f"round-00{i}" / "5-policy" / "key.json").read_text())["settings"] for i in range(3)]
+    assert [k["loss"]["beta"] for k in keys] == [0.1, 0.5, 0.5]
+    assert [k["learning_rate"] for k in keys] == [1e-4, 2e-4, 3e-4]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{rounds: [1]}", "per_round: rounds cannot change"),
+        ("{loss.bta: [1]}", r"loss\.bta: unknown key"),
+        ("{loss.beta: []}", "has no values"),
+        ("{train.epochs: [1, x]}", r"per_round, round 1: train\.epochs"),
+        ("{loss.beta: [0.1, -1]}", "beta"),
+    ],
+)
+def test_bad_schedules_are_refused_before_any_work(tmp_path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        call(tmp_path / "out", "rounds=2", f"per_round={value}")
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
+from typing import ClassVar, Literal
 
 from prefloop.errors import ConfigError
 from prefloop.protocols import RoundContext
@@ -39,6 +39,8 @@ class Ranked:
     """above_margin only: at most this many pairs for each prompt, ≥ 1. Default: all."""
     drop_identical: bool = True
     """Never pair two completions with the same content, and make a pair of the same two contents once a prompt."""
+
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rule not in ("best_vs_worst", "best_vs_random", "above_margin"):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import Interrupted, TrainingDiverged
-from prefloop.protocols import Loss, Progress
-from prefloop.rows import StepLog, TokenizedPair
+from prefloop.protocols import Progress
+from prefloop.rows import NamedValue, StepLog
 from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps, plan_steps
 from prefloop.train.checkpoint import (
@@ -21,24 +21,23 @@ from prefloop.train.checkpoint import (
     restore_moments,
     save_state,
 )
+from prefloop.train.job import Job
 from prefloop.train.settings import TrainSettings
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest allowed |log π − log π_ref| per token at step 0, nats, where policy and reference are the same model."""
 
+EXTRA = "extra."
+"""Prefix of what a loss logs beside the common columns."""
+
 
 @dataclass(frozen=True)
-class Job:
-    """What is trained on what. `starts_at_reference` says that policy and reference are equal at step 0."""
+class Update:
+    """Plain minimisation of the loss with AdamW: what every method uses that says nothing else. Has no settings."""
 
-    model: nn.Module
-    pairs: Sequence[TokenizedPair]
-    loss: Loss
-    settings: TrainSettings
-    layout: str
-    seed: int
-    state_folder: Path
-    starts_at_reference: bool
+    def __call__(self, job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
+        """See `train`."""
+        return train(job, progress, stop)
 
 
 @dataclass
@@ -60,7 +59,8 @@ class _Totals:
             "chosen_logp": logps.policy_chosen.total,
             "rejected_logp": logps.policy_rejected.total,
         }
-        for name, value in values.items():
+        extra = {f"{EXTRA}{name}": value for name, value in output.extra.items()}
+        for name, value in (values | extra).items():
             total = value.detach().sum()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
 
@@ -204,7 +204,9 @@ def _clip(parameters: object, max_norm: float | None) -> Tensor:
 
 def _log(totals: _Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
     means = {name: float(value) / size for name, value in totals.sums.items()}
-    return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **means)
+    common = {name: value for name, value in means.items() if not name.startswith(EXTRA)}
+    extra = tuple(NamedValue(n.removeprefix(EXTRA), v) for n, v in means.items() if n.startswith(EXTRA))
+    return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **common, extra=extra)
 
 
 def _require_finite(row: StepLog, named: dict[str, nn.Parameter], states: Path) -> None:

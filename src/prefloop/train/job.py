@@ -1,0 +1,49 @@
+"""What a trainer is and what it is given: which model, on which pairs, with which loss, by which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from prefloop.protocols import Loss, Progress
+from prefloop.rows import PolicyRef, StepLog, TokenizedPair
+from prefloop.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Job:
+    """One round's training.
+
+    `reference` is the loss's frozen model, whose log-probs the pairs hold already; a trainer that needs the model
+    itself loads it. `starts_at_reference` says that policy and reference are the same model at step 0. The training
+    state goes to `state_folder`.
+    """
+
+    model: nn.Module
+    pairs: Sequence[TokenizedPair]
+    loss: Loss
+    settings: TrainSettings
+    layout: str
+    seed: int
+    state_folder: Path
+    reference: PolicyRef | None
+    starts_at_reference: bool
+
+
+class Trainer(Protocol):
+    """A way to take optimizer steps: see `train/`."""
+
+    def __call__(self, job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
+        """Train `job.model` in place and return the training curve; go on from the newest state in its folder.
+
+        Raises:
+            TrainingDiverged: loss or gradient is not finite.
+            Interrupted: `stop()` became true; the state was written first.
+
+        """
+        ...
