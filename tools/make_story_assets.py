@@ -28,6 +28,7 @@ from transformers import (
 
 from score_story_text import score_texts
 from story_corpus import CorpusSettings, drop_rare_words, read_stories, sample_corpus
+from story_gold import gold_continuations
 from story_model import (
     BOS_ID,
     CONTEXT,
@@ -136,11 +137,11 @@ def measure(
 def write_assets(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: list[str],
+    rows: list[dict[str, str]],
     card: str,
     out: Path,
 ) -> None:
-    """Write the model folder and the prompts under `out`, one file swapped in at a time."""
+    """Write the model folder and the prompt rows under `out`, one file swapped in at a time."""
     fresh = out / ".story_model.part"
     shutil.rmtree(fresh, ignore_errors=True)
     model.generation_config = GenerationConfig(
@@ -166,7 +167,7 @@ def write_assets(
             path.unlink()
     fresh.rmdir()
     part = out / ".story_prompts.part"
-    _write_jsonl(part, [{"prompt": prompt} for prompt in prompts])
+    _write_jsonl(part, rows)
     part.replace(out / "story_prompts.jsonl")
 
 
@@ -226,7 +227,9 @@ def main() -> None:
     }
     (work / "figures.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     card = CARD.read_text(encoding="utf-8").format(**facts)
-    write_assets(model, tokenizer, prompts, card, args.out)
+    gold = gold_continuations(prompts, args.teacher)
+    rows = [{"prompt": p, "gold": g} for p, g in zip(prompts, gold, strict=True)]
+    write_assets(model, tokenizer, rows, card, args.out)
     print(json.dumps(facts, indent=2))
     if quality.samples > BAR_NATS:
         raise SystemExit(f"samples score {quality.samples:.3f} nats per token, bar {BAR_NATS}")

@@ -44,9 +44,11 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     if not isinstance(name, str):
         raise ConfigError(f"{target}: recipe: not set; choose one of {', '.join(recipes.available())}")
     layers = Layers()
-    layers.overlay(recipes.find(name).recipe().model_dump(exclude_unset=True), f"recipe {name}")
+    method = recipes.find(name)
+    layers.overlay(method.recipe().model_dump(exclude_unset=True), f"recipe {name}")
     if "policy" not in user.values and "prompts" not in user.values:
         layers.overlay(EMBEDDED_DEFAULT, "embedded default")
+        layers.overlay(vars(method).get("EMBEDDED", {}), "embedded default")
     layers.overlay(user.values, lambda key: user.origins[key])
     return layers
 

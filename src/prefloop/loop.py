@@ -16,10 +16,11 @@ from safetensors import safe_open
 from prefloop import ledger, stages
 from prefloop.artifact import Artifact, locked, write_text
 from prefloop.components import Parts, build_parts, filled, key_of
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.report import write_report
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
+from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
@@ -71,6 +72,7 @@ def run(
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
     holdout = held_out(recipe, prompts)
+    to_train_on = usable_prompts(prompts, parts)
     set_threads(recipe, policy)
     with locked(root):
         here = Run(root, recipe, parts, progress or Quiet(), stop, redo)
@@ -82,7 +84,7 @@ def run(
             standing = _measure_start(here, policy, holdout, summary)
             for number in range(recipe.rounds):
                 ledger.save(summary, root, "running")
-                _round(here, number, prompts.train, holdout, standing, summary)
+                _round(here, number, to_train_on, holdout, standing, summary)
         ledger.save(summary, root, "done")
         write_report(root)
     return summary
@@ -187,6 +189,24 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
         )
 
 
+def usable_prompts(prompts: PromptSet, parts: Parts) -> tuple[Prompt, ...]:
+    """Return the training prompts that the pair rule can use.
+
+    Raises:
+        DataError: it needs reference answers and no prompt has one.
+
+    """
+    if not parts.pair_builder.needs_gold:
+        return prompts.train
+    with_gold = tuple(p for p in prompts.train if p.gold is not None)
+    if not with_gold:
+        raise DataError(
+            "prompts: the pair rule needs a reference answer for each prompt and none has one; name the column that "
+            "holds it in prompts.gold"
+        )
+    return with_gold
+
+
 def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:
     """Return what a reader of the result should know about its judges."""
     if recipe.eval_judge is not None or not parts.pair_builder.needs_scores:
@@ -229,7 +249,7 @@ def _judge(here: Run) -> stages.NamedJudge:
     if not here.parts.pair_builder.needs_scores:
         return stages.NamedJudge(Unscored(), "unscored")
     assert here.recipe.judge is not None  # build_parts has refused a recipe without one
-    return stages.NamedJudge(here.parts.judge, here.recipe.judge.kind)
+    return stages.NamedJudge(here.parts.judge, here.recipe.judge.kind, with_gold=here.parts.pair_builder.needs_gold)
 
 
 def _eval_judge(here: Run) -> stages.NamedJudge:

@@ -83,9 +83,14 @@ class Judge(Protocol):
 
 
 class PairBuilder(Protocol):
-    """Makes preference pairs from judged groups. Where `needs_scores` is false, completions are not judged first."""
+    """Makes preference pairs from judged groups.
+
+    Where `needs_scores` is false, completions are not judged first. Where `needs_gold` is true, only prompts with a
+    reference answer take part; where `needs_scores` is true too, that answer is judged beside the completions.
+    """
 
     needs_scores: ClassVar[bool]
+    needs_gold: ClassVar[bool]
 
     def __call__(self, groups: Iterable[JudgedGroup], context: RoundContext) -> Iterator[PreferencePair]:
         """Yield pairs; a group without a usable difference yields none."""

@@ -77,6 +77,22 @@ class Completion:
     media: tuple[str, ...] = ()
 
 
+GOLD = "gold"
+"""Source of a completion that is the prompt's reference answer."""
+
+
+def gold_completion(prompt: Prompt) -> Completion:
+    """Return the prompt's reference answer as a completion: text without token ids, ended by itself.
+
+    Raises:
+        ValueError: the prompt has none.
+
+    """
+    if prompt.gold is None:
+        raise ValueError(f"prompt {prompt.prompt_id} ({prompt.source}) has no gold answer")
+    return Completion(digest_of(GOLD, prompt.prompt_id, prompt.gold), prompt.gold, None, None, "stop", 0, GOLD)
+
+
 @dataclass(frozen=True, slots=True)
 class SampleGroup:
     """The K completions of one prompt, by one policy, in one round."""

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from prefloop.rows import (
     TokenizedPair,
     Verdict,
     digest_of,
+    gold_completion,
 )
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, rows_of, sampler_gap, score_reference, tokenize_pairs
@@ -161,27 +162,35 @@ def _sample_facts(groups: Iterable[SampleGroup]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class NamedJudge:
-    """A judge and its kind."""
+    """A judge and its kind. `with_gold`: it judges the prompts' reference answers beside the completions."""
 
     judge: Judge
     kind: str
+    with_gold: bool = False
 
 
 def judge(
     run: Run, path: Path, samples: Artifact[SampleGroup], named: NamedJudge, context: RoundContext
 ) -> Artifact[JudgedGroup]:
-    """2-judged: every completion with its score."""
-    settings = {"judge": key_of(named.judge, named.kind)}
+    """2-judged: every completion with its score; the prompts' gold answers too, where `named` says so."""
+    settings = {"judge": key_of(named.judge, named.kind), "with_gold": named.with_gold}
     opened = run.open(path, Key("judged", settings, {"samples": samples.digest}), JudgedGroup)
     if isinstance(opened, Artifact):
         return opened
     parts = list(samples.parts())
 
-    def make(groups: Sequence[SampleGroup]) -> Iterator[JudgedGroup]:
+    def make(found: Sequence[SampleGroup]) -> Iterator[JudgedGroup]:
+        groups = [_with_gold(g) for g in found] if named.with_gold else found
         verdicts = named.judge(groups, context)
         return (_judged(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True))
 
     return write_parts(run, opened, parts, make, "judge")
+
+
+def _with_gold(group: SampleGroup) -> SampleGroup:
+    if group.prompt.gold is None:
+        return group
+    return replace(group, completions=(*group.completions, gold_completion(group.prompt)))
 
 
 def _judged(group: SampleGroup, verdict: Verdict, judge_name: str) -> JudgedGroup:

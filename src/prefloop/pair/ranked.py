@@ -41,6 +41,7 @@ class Ranked:
     """Never pair two completions with the same content, and make a pair of the same two contents once a prompt."""
 
     needs_scores: ClassVar[bool] = True
+    needs_gold: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rule not in ("best_vs_worst", "best_vs_random", "above_margin"):
