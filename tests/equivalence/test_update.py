@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefloop.errors import Interrupted, TrainingDiverged
+from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
 from prefloop.losses.dpo import DPO
 from prefloop.protocols import Quiet
 from prefloop.rows import TokenizedPair
+from prefloop.train import update
 from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
@@ -122,3 +123,28 @@ def test_weights_of_pairs_scale_their_loss(tmp_path):
     one = job(tmp_path, pairs_per_step=10, epochs=1)
     doubled = dataclasses.replace(one, pairs=[dataclasses.replace(p, weight=2.0) for p in one.pairs])
     assert run(doubled)[0] == pytest.approx([2 * math.log(2)], abs=1e-5)
+
+
+def test_the_memory_probe_takes_the_largest_microbatch_and_leaves_no_gradient(tmp_path, monkeypatch):
+    one = job(tmp_path)
+    lengths = [len(p.context) + len(p.chosen) + len(p.rejected) for p in one.pairs]
+    longest = lengths.index(max(lengths))
+    seen = []
+    accumulate = update._accumulate
+    monkeypatch.setattr(update, "_accumulate", lambda *a, **k: (seen.append(a[1]), accumulate(*a, **k)))
+    update.probe_memory(one, [[[index]] for index in range(len(one.pairs))])
+    assert seen == [[[longest]]]
+    assert all(p.grad is None for p in one.model.parameters())
+
+
+@pytest.mark.parametrize(("plan", "words"), [([[[0, 1]]], "tokens_per_microbatch"), ([[[0]]], "train.max_tokens")])
+def test_memory_that_does_not_suffice_names_the_setting(tmp_path, plan, words):
+    one = job(tmp_path)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    one.model.register_forward_pre_hook(fail)
+    one.model.get_decoder().register_forward_pre_hook(fail)
+    with pytest.raises(ConfigError, match=words):
+        update.probe_memory(one, plan)

@@ -9,7 +9,7 @@ import tiny
 from prefloop.errors import ConfigError
 from prefloop.models.logps import TokenGroup, completion_logps
 from prefloop.rows import TokenizedPair
-from prefloop.train.batches import pair_logps, plan_steps
+from prefloop.train.batches import group_by_context, pair_logps, plan_steps
 
 LENGTHS = [(10, 5, 5), (1, 1, 1), (30, 20, 10), (4, 8, 2), (7, 7, 7), (100, 50, 50), (2, 2, 1)]
 
@@ -112,3 +112,47 @@ def test_an_empty_side_has_log_prob_zero():
     logps = pair_logps(tiny.tiny_model("llama"), [pair(rejected=())])
     assert logps.policy_rejected.total.tolist() == [0.0]
     assert logps.reference_rejected.total.tolist() == [0.0]
+
+
+def pairs_of_two_prompts() -> list[TokenizedPair]:
+    completions = [(10, 11, 12), (10, 11), (13,), (14, 15, 16, 17)]
+    combinations = [(a, b) for i, a in enumerate(completions) for b in completions[i + 1 :]]
+    return [
+        TokenizedPair(f"{context}-{i}", context, *sides, None, None, None, 1.0)
+        for context in [(1, 5, 6), (1, 7)]
+        for i, sides in enumerate(combinations)
+    ]
+
+
+def test_a_completion_of_several_pairs_is_computed_once():
+    groups, chosen, rejected = group_by_context(pairs_of_two_prompts())
+    assert [len(group.completions) for group in groups] == [4, 4]
+    flat = [c for group in groups for c in group.completions]
+    for pair, row, other in zip(pairs_of_two_prompts(), chosen, rejected, strict=True):
+        assert (flat[row], flat[other]) == (pair.chosen, pair.rejected)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_pairs_that_share_completions_have_the_values_and_gradients_of_pairs_alone(layout):
+    pairs = pairs_of_two_prompts()
+    gradients = []
+    for batches in ([pairs], [[pair] for pair in pairs]):
+        model = tiny.tiny_model("llama").requires_grad_(True)
+        total = torch.zeros(())
+        for batch in batches:
+            logps = pair_logps(model, batch, layout, needs_reference=False)
+            total = total + (logps.policy_chosen.total - 2 * logps.policy_rejected.total).sum()
+        total.backward()
+        gradients.append(torch.cat([total.detach()[None], *(p.grad.flatten() for p in model.parameters())]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_of_a_prompt_follow_each_other_and_share_its_budget():
+    prompts = [index % 5 for index in range(20)]
+    lengths = [(100, 1, 1)] * 20
+    plan = plan_steps(lengths, 20, 1, 3, 108, prompts=prompts)
+    assert sorted(pair for step in plan for batch in step for pair in batch) == list(range(20))
+    assert [[prompts[pair] for pair in batch] for batch in plan[0]] == [[n] * 4 for n in range(5)]
+    order = [prompts[pair] for step in plan_steps(lengths, 4, 1, 3, 10_000, prompts=prompts) for pair in step[0]]
+    assert sorted(order[::4]) == list(range(5))
+    assert order[::4] != list(range(5))

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from prefloop.models.logps import TokenGroup, completion_logps
+from prefloop.models.logps import completion_logps
 from prefloop.rows import Completion, PreferencePair, Prompt, TokenizedPair
 from prefloop.tensors import CompletionLogps
+from prefloop.train.batches import group_by_context
 
 
 @dataclass
@@ -90,12 +91,14 @@ def score_reference(
     """Return `pairs` with the log-probs of `model` for every completion token, in nats. Computes no gradients."""
     scored: list[TokenizedPair] = []
     for batch in _within_budget(pairs, tokens_per_batch):
-        groups = [TokenGroup(p.context, (p.chosen, p.rejected)) for p in batch]
+        groups, chosen, rejected = group_by_context(batch)
         with torch.inference_mode():
             logps = completion_logps(model, groups, layout=layout)
         values = rows_of(logps)
-        for index, pair in enumerate(batch):
-            scored.append(replace(pair, reference_chosen=values[2 * index], reference_rejected=values[2 * index + 1]))
+        scored += [
+            replace(pair, reference_chosen=values[row], reference_rejected=values[other])
+            for pair, row, other in zip(batch, chosen, rejected, strict=True)
+        ]
     return scored
 
 

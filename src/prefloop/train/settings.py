@@ -31,6 +31,8 @@ class TrainSettings(BaseModel):
     """Pairs of one optimizer step, over all microbatches."""
     tokens_per_microbatch: Annotated[int, Field(ge=1)] = 8192
     """Token budget of one forward and backward pass. Changes memory, never the result beyond rounding."""
+    keep_prompts_together: bool = True
+    """Pairs of one prompt follow each other and share its computation; false: every pair is shuffled on its own."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate after the warm-up: kept, or brought to 0 at the last step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prefloop.errors import Interrupted, TrainingDiverged
+from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
 from prefloop.protocols import Progress
 from prefloop.rows import NamedValue, StepLog
 from prefloop.tensors import LossOutput, PairLogps
@@ -76,11 +76,20 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
     """
     settings = job.settings
     lengths = [(len(p.context), len(p.chosen), len(p.rejected)) for p in job.pairs]
-    plan = plan_steps(lengths, settings.pairs_per_step, settings.epochs, job.seed, settings.tokens_per_microbatch)
+    plan = plan_steps(
+        lengths,
+        settings.pairs_per_step,
+        settings.epochs,
+        job.seed,
+        settings.tokens_per_microbatch,
+        prompts=[p.context for p in job.pairs] if settings.keep_prompts_together else None,
+    )
     named = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(named, settings)
     curve: list[StepLog] = []
     first = _resume(job, named, optimizer, curve)
+    if next(iter(named.values())).device.type != "cpu":
+        probe_memory(job, plan)
     progress.start("train", len(plan), "steps", done=first)
     for step in range(first, len(plan)):
         rate = learning_rate(step, len(plan), settings)
@@ -107,6 +116,32 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
             raise Interrupted(f"training: stopped after step {done} of {len(plan)}; its state is on disk")
     progress.finish()
     return curve
+
+
+def probe_memory(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Compute the largest microbatch once before the first step, so that memory ends now or not at all.
+
+    Raises:
+        ConfigError: it does not fit; the message names the settings that make it smaller.
+
+    """
+
+    def tokens(microbatch: Sequence[int]) -> int:
+        rows = [job.pairs[i] for i in microbatch]
+        return sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in rows)
+
+    largest = max((microbatch for step in plan for microbatch in step), key=tokens)
+    try:
+        _accumulate(job, [largest], check_start=False)
+    except torch.OutOfMemoryError as error:
+        remedy = f"lower train.tokens_per_microbatch (now {job.settings.tokens_per_microbatch})"
+        if len(largest) == 1:
+            remedy = f"one pair does not fit: lower train.max_tokens (now {job.settings.max_tokens})"
+        raise ConfigError(
+            f"training: the largest microbatch ({len(largest)} pairs, {tokens(largest)} tokens) does not fit into memory; "
+            f"{remedy}, set train.gradient_checkpointing=true, or train a LoRA adapter (train.lora.rank=16)"
+        ) from error
+    job.model.zero_grad(set_to_none=True)
 
 
 def make_optimizer(named: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
