@@ -25,6 +25,7 @@ from prefloop.userfile import import_user
 
 FOLDERS = {
     "sampler": "sample",
+    "eval_sampler": "sample",
     "judge": "judge",
     "eval_judge": "judge",
     "pair_builder": "pair",
@@ -66,7 +67,7 @@ def build_parts(recipe: Recipe) -> Parts:
     judge = build("judge", recipe.judge)
     return Parts(
         sampler=sampler,
-        eval_sampler=dataclasses.replace(sampler, completions=recipe.evaluate.completions),
+        eval_sampler=_eval_sampler(recipe, sampler),
         judge=judge,
         eval_judge=build("eval_judge", recipe.eval_judge) if recipe.eval_judge else judge,
         pair_builder=build("pair_builder", recipe.pair_builder),
@@ -74,6 +75,15 @@ def build_parts(recipe: Recipe) -> Parts:
         trainer=build("trainer", recipe.trainer),
         gate=build("gate", recipe.gate),
     )
+
+
+def _eval_sampler(recipe: Recipe, sampler: Any) -> Any:
+    if recipe.sampler.kind == "given" and recipe.eval_sampler is None:
+        raise ConfigError("eval_sampler: not set; sampler.kind given draws nothing, so set eval_sampler.kind=hf")
+    if recipe.judge is not None and recipe.judge.kind == "given" and recipe.eval_judge is None:
+        raise ConfigError("eval_judge: not set; judge.kind given knows only the data's completions, not new ones")
+    chosen = build("eval_sampler", recipe.eval_sampler) if recipe.eval_sampler else sampler
+    return dataclasses.replace(chosen, completions=recipe.evaluate.completions)
 
 
 def build(place: str, spec: Spec) -> Any:
@@ -165,6 +175,8 @@ def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     values: dict[str, Any] = recipe.model_dump(mode="json")
     for place in ("sampler", "judge", "pair_builder", "loss", "trainer", "gate"):
         values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
+    if recipe.eval_sampler is not None:
+        values["eval_sampler"] = {"kind": recipe.eval_sampler.kind, **_plain(parts.eval_sampler)}
     if recipe.eval_judge is not None:
         values["eval_judge"] = {"kind": recipe.eval_judge.kind, **_plain(parts.eval_judge)}
     return values

@@ -241,7 +241,8 @@ def count_parameters(folder: Path) -> int:
 
 def _draw(here: Run, held_out: bool = False) -> Draw:
     sampler = here.parts.eval_sampler if held_out else here.parts.sampler
-    return Draw(sampler, key_of(sampler, here.recipe.sampler.kind))
+    spec = (here.recipe.eval_sampler or here.recipe.sampler) if held_out else here.recipe.sampler
+    return Draw(sampler, key_of(sampler, spec.kind))
 
 
 def _judge(here: Run) -> stages.NamedJudge:

@@ -98,10 +98,14 @@ class PairBuilder(Protocol):
 
 
 class Loss(Protocol):
-    """A published objective: see `losses/`."""
+    """A published objective: see `losses/`.
+
+    `couples_rows` says that one row's loss depends on the other rows: the rows of a step must then stay together.
+    """
 
     needs_reference: ClassVar[bool]
     consumes: ClassVar[str]
+    couples_rows: ClassVar[bool]
     level: ClassVar[str]
 
     def __call__(self, logps: PairLogps) -> LossOutput:

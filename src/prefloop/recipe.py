@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from prefloop.errors import ConfigError
 from prefloop.train.settings import TrainSettings
 
-PARTS = ("sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
+PARTS = ("sampler", "eval_sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
 """Fields that choose a component by `kind`."""
 
 
@@ -102,6 +102,8 @@ class Recipe(_Settings):
     """Prompts that are sampled and judged as one resumable unit."""
     sampler: Component = Spec(kind="hf")
     """Draws completions."""
+    eval_sampler: Component | None = None
+    """Draws held-out completions. None: `sampler`, with `evaluate.completions`."""
     judge: Component | None = None
     """Scores completions."""
     eval_judge: Component | None = None

@@ -29,12 +29,21 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A completion that the data bring along. `score` is its rating there, higher is better; `None`: it has none."""
+
+    text: str
+    score: float | None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What the policy is asked to continue or answer.
 
     `prompt_id` is a digest of the messages, so the same prompt has the same id in every run. `gold` is a human
     or reference answer. `split` is `TRAIN` or `HOLDOUT`, decided once by hash. `source` says where the row came
-    from (file and line). `media` lists paths of images or videos.
+    from (file and line). `media` lists paths of images or videos. `candidates` are completions that the data hold.
     """
 
     prompt_id: str
@@ -43,6 +52,7 @@ class Prompt:
     split: str
     source: str
     media: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
+from prefloop.losses.aot import AOT
 from prefloop.losses.dpo import DPO
 from prefloop.protocols import Quiet
 from prefloop.rows import TokenizedPair
@@ -148,3 +149,11 @@ def test_memory_that_does_not_suffice_names_the_setting(tmp_path, plan, words):
     one.model.get_decoder().register_forward_pre_hook(fail)
     with pytest.raises(ConfigError, match=words):
         update.probe_memory(one, plan)
+
+
+def test_a_loss_that_couples_rows_is_never_split(tmp_path):
+    whole = dataclasses.replace(job(tmp_path / "a", tokens_per_microbatch=10**6), loss=AOT())
+    assert len(run(whole)[0]) == 8
+    split = dataclasses.replace(job(tmp_path / "b", tokens_per_microbatch=1), loss=AOT())
+    with pytest.raises(ConfigError, match=r"train\.tokens_per_microbatch: AOT compares all pairs"):
+        run(split)

@@ -45,7 +45,7 @@ def test_a_users_file_is_a_kind(tmp_path):
 @pytest.mark.parametrize(
     ("place", "fields", "message"),
     [
-        ("loss", {"kind": "dop"}, r"loss\.kind: no 'dop' .* did you mean dpo\?"),
+        ("loss", {"kind": "simp"}, r"loss\.kind: no 'simp' .* did you mean simpo\?"),
         ("loss", {"kind": "../secrets"}, r"loss\.kind: no"),
         ("loss", {"kind": "dpo", "bета": 1}, r"loss\.bета: unknown key for kind dpo"),
         ("loss", {"kind": "dpo", "beta": "x"}, r"loss\.beta: .*got 'x'"),

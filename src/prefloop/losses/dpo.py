@@ -36,6 +36,7 @@ class DPO:
 
     needs_reference: ClassVar[bool] = True
     consumes: ClassVar[str] = "pair"
+    couples_rows: ClassVar[bool] = False
     level: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefloop.errors import ConfigError, DataError
+from prefloop.prompts.candidates import candidates, with_explicit_prompt
 from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Message, Prompt, prompt_id
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
@@ -66,6 +67,10 @@ def read_prompts(
       of the assistant is not part of the prompt but its gold answer.
     - the row has no `prompt` column but `messages`: that conversation, read in the same way.
 
+    Completions that a row holds become the prompt's candidates: `chosen` and `rejected` with the scores 1 and 0
+    (without a `prompt` column both are conversations, and what they share at the beginning is the prompt), or a list
+    `completions` with as many numbers in `scores`.
+
     The gold answer is text, a number, or a list of messages whose last content counts. Empty or null means none.
 
     A prompt is held out if its id, as a fraction of 2^64, is below `holdout`: it stays on its side whatever prompts
@@ -93,13 +98,14 @@ def read_prompts(
     gold_column_seen = False
     for place, row in islice(read_rows(path, split), limit):
         gold_column_seen |= gold in row
+        row = with_explicit_prompt(place, row, column)
         messages, answer = _messages_and_gold(place, row, column, gold)
         identity = prompt_id(messages)
         if identity in kept:
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
         side = HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
-        kept[identity] = Prompt(identity, messages, answer, side, place)
+        kept[identity] = Prompt(identity, messages, answer, side, place, candidates=candidates(place, row))
     if not kept:
         raise DataError(f"{path}: holds no prompts; add at least one row")
     if gold is not None and not gold_column_seen:

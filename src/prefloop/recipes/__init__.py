@@ -1,4 +1,7 @@
-"""One file for each method: a function `recipe()` that returns the paper's settings, and `SOURCE`."""
+"""One file for each method: a function `recipe()` that returns the paper's settings, and `SOURCE`.
+
+`EMBEDDED`, where a file has it, holds what differs on the story model that prefloop ships.
+"""
 
 import importlib
 import pkgutil
@@ -11,23 +14,16 @@ from prefloop.recipe import nearest
 
 PLANNED: Mapping[str, str] = MappingProxyType(
     {
-        "spin": "arXiv 2401.01335",
         "dnpo": "arXiv 2502.05400",
         "tso": "arXiv 2409.02118",
         "sdpo": "arXiv 2403.19270",
-        "curry_dpo": "arXiv 2403.07230",
         "ofs_dpo": "arXiv 2406.05534",
         "cofs_dpo": "arXiv 2406.05534",
         "srpo": "arXiv 2406.01660",
         "mrdpo": "arXiv 2506.15220",
         "self_rewarding": "arXiv 2401.10020",
         "meta_rewarding": "arXiv 2407.19594",
-        "iterative_rpo": "arXiv 2404.19733",
-        "sppo": "arXiv 2405.00675",
         "rso": "arXiv 2309.06657",
-        "simpo": "arXiv 2405.14734",
-        "asft": "arXiv 2409.10571",
-        "ln_dpo": "arXiv 2407.15229",
         "step_dpo": "arXiv 2406.18629",
         "reward_model": "arXiv 2406.09279",
         "ppo": "arXiv 2406.09279",

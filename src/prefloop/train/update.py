@@ -1,7 +1,7 @@
 """The optimizer loop: shuffled pairs, microbatches of a token budget, one mean over the pairs of the global step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +40,23 @@ class Update:
         return train(job, progress, stop)
 
 
+@dataclass(frozen=True)
+class Player:
+    """Parameters by name, the optimizer that moves them, and their learning rate as a multiple of the policy's."""
+
+    named: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    scale: float = 1.0
+
+
 @dataclass
-class _Totals:
+class Totals:
     """Sums over the pairs of one step, kept on the device until they are logged."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, output: LossOutput, logps: PairLogps) -> None:
+        """Add the pairs of a microbatch."""
         margin = output.chosen_reward - output.rejected_reward
         values = {
             "loss": output.loss * logps.weight,
@@ -74,6 +84,26 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
         Interrupted: `stop()` became true; the state was written first.
 
     """
+    named = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+
+    def accumulate(step: int, microbatches: Sequence[Sequence[int]]) -> Totals:
+        return _accumulate(job, microbatches, check_start=step == 0 and job.starts_at_reference)
+
+    return take_steps(job, [Player(named, make_optimizer(named, job.settings))], accumulate, progress, stop)
+
+
+def take_steps(
+    job: Job,
+    players: Sequence[Player],
+    accumulate: Callable[[int, Sequence[Sequence[int]]], Totals],
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> list[StepLog]:
+    """Go through the plan of steps: gradients by `accumulate(step, microbatches)`, then a step of every player.
+
+    The first player is the policy, whose gradient norm is logged. A player without gradients does not move. Names of
+    parameters differ between players. Raises as `train` does.
+    """
     settings = job.settings
     lengths = [(len(p.context), len(p.chosen), len(p.rejected)) for p in job.pairs]
     plan = plan_steps(
@@ -84,38 +114,52 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
         settings.tokens_per_microbatch,
         prompts=[p.context for p in job.pairs] if settings.keep_prompts_together else None,
     )
-    named = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(named, settings)
+    require_whole_steps(job, plan)
+    named = {name: p for player in players for name, p in player.named.items()}
     curve: list[StepLog] = []
-    first = _resume(job, named, optimizer, curve)
+    first = _resume(job, players, curve)
     if next(iter(named.values())).device.type != "cpu":
         probe_memory(job, plan)
     progress.start("train", len(plan), "steps", done=first)
     for step in range(first, len(plan)):
         rate = learning_rate(step, len(plan), settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        totals = _accumulate(job, plan[step], check_start=step == 0 and job.starts_at_reference)
-        norm = _clip(named.values(), settings.max_grad_norm)
+        for player in players:
+            for group in player.optimizer.param_groups:
+                group["lr"] = rate * player.scale
+        totals = accumulate(step, plan[step])
+        norms = [clip(player.named.values(), settings.max_grad_norm) for player in players]
         done = step + 1
         stopping = stop()
         save = done < len(plan) and (stopping or done % settings.checkpoint_every == 0)
         log = done == len(plan) or done % settings.log_every == 0
         if log or save:
-            row = _log(totals, norm, done, settings.epochs * done / len(plan), rate, _size(plan[step]))
-            _require_finite(row, named, job.state_folder)
+            row = _log(totals, norms[0], done, settings.epochs * done / len(plan), rate, _size(plan[step]))
+            _require_finite(row, norms, named, job.state_folder)
             curve.extend([row] if log else [])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for player in players:
+            player.optimizer.step()
+            player.optimizer.zero_grad(set_to_none=True)
         progress.advance(1, f"loss {curve[-1].loss:.4f}" if curve else "")
         if save:
-            names: dict[Tensor, str] = {p: name for name, p in named.items()}
-            weights = {name: p.detach() for name, p in named.items()}
-            save_state(job.state_folder, TrainingState(done, weights, optimizer_moments(optimizer, names), curve))
+            _save(job, done, players, curve)
         if stopping and done < len(plan):
             raise Interrupted(f"training: stopped after step {done} of {len(plan)}; its state is on disk")
     progress.finish()
     return curve
+
+
+def require_whole_steps(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Refuse to split a step whose rows depend on each other.
+
+    Raises:
+        ConfigError: the loss couples rows and a step has several microbatches.
+
+    """
+    if job.loss.couples_rows and any(len(step) > 1 for step in plan):
+        raise ConfigError(
+            f"train.tokens_per_microbatch: {type(job.loss).__name__} compares all pairs of a step, which do not fit "
+            f"into {job.settings.tokens_per_microbatch} tokens; raise it, or lower train.pairs_per_step"
+        )
 
 
 def probe_memory(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -138,8 +182,8 @@ def probe_memory(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
         if len(largest) == 1:
             remedy = f"one pair does not fit: lower train.max_tokens (now {job.settings.max_tokens})"
         raise ConfigError(
-            f"training: the largest microbatch ({len(largest)} pairs, {tokens(largest)} tokens) does not fit into memory; "
-            f"{remedy}, set train.gradient_checkpointing=true, or train a LoRA adapter (train.lora.rank=16)"
+            f"training: the largest microbatch ({len(largest)} pairs, {tokens(largest)} tokens) does not fit into "
+            f"memory; {remedy}, set train.gradient_checkpointing=true, or train a LoRA adapter (train.lora.rank=16)"
         ) from error
     job.model.zero_grad(set_to_none=True)
 
@@ -177,24 +221,35 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
 
-def _resume(job: Job, named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, curve: list[StepLog]) -> int:
-    device = next(iter(named.values())).device
+def _save(job: Job, done: int, players: Sequence[Player], curve: Sequence[StepLog]) -> None:
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    for player in players:
+        names: dict[Tensor, str] = {p: name for name, p in player.named.items()}
+        weights |= {name: p.detach() for name, p in player.named.items()}
+        moments |= optimizer_moments(player.optimizer, names)
+    save_state(job.state_folder, TrainingState(done, weights, moments, curve))
+
+
+def _resume(job: Job, players: Sequence[Player], curve: list[StepLog]) -> int:
+    device = next(iter(players[0].named.values())).device
     state = load_state(job.state_folder, device)
     if state is None:
         return 0
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(state.weights[name])
-    restore_moments(optimizer, {p: name for name, p in named.items()}, state.moments)
+    for player in players:
+        with torch.no_grad():
+            for name, parameter in player.named.items():
+                parameter.copy_(state.weights[name])
+        restore_moments(player.optimizer, {p: name for name, p in player.named.items()}, state.moments)
     curve.extend(state.steps)
     return state.step
 
 
-def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bool) -> _Totals:
+def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bool) -> Totals:
     """Add up the gradient of the mean over the step's pairs, microbatch by microbatch."""
     device = next(job.model.parameters()).device
     size = _size(microbatches)
-    totals = _Totals()
+    totals = Totals()
     for index, microbatch in enumerate(microbatches):
         rows = [job.pairs[i] for i in microbatch]
         with autocast(device, job.settings.precision):
@@ -233,19 +288,20 @@ def _size(microbatches: Sequence[Sequence[int]]) -> int:
     return sum(len(m) for m in microbatches)
 
 
-def _clip(parameters: object, max_norm: float | None) -> Tensor:
-    return nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)  # type: ignore[call-overload]
+def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scale gradients down to `max_norm` where they are larger; return the norm that they had."""
+    return nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)
 
 
-def _log(totals: _Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
+def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
     means = {name: float(value) / size for name, value in totals.sums.items()}
     common = {name: value for name, value in means.items() if not name.startswith(EXTRA)}
     extra = tuple(NamedValue(n.removeprefix(EXTRA), v) for n, v in means.items() if n.startswith(EXTRA))
     return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **common, extra=extra)
 
 
-def _require_finite(row: StepLog, named: dict[str, nn.Parameter], states: Path) -> None:
-    if math.isfinite(row.loss) and math.isfinite(row.grad_norm):
+def _require_finite(row: StepLog, norms: Sequence[Tensor], named: dict[str, nn.Parameter], states: Path) -> None:
+    if math.isfinite(row.loss) and all(math.isfinite(float(norm)) for norm in norms):
         return
     bad = next((n for n, p in named.items() if p.grad is not None and not bool(p.grad.isfinite().all())), "none")
     raise TrainingDiverged(

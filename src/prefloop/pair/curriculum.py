@@ -1,0 +1,73 @@
+"""Several pairs of each prompt, easy ones first: the curriculum of Curry-DPO (arXiv 2403.07230)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from prefloop.errors import ConfigError
+from prefloop.protocols import RoundContext
+from prefloop.rows import Completion, JudgedGroup, PreferencePair, digest_of
+
+Scored = tuple[float, Completion]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Each prompt's best completion against each worse one; round t trains on the t-th easiest share of these pairs.
+
+    Easy means a large gap in score. Ties with the best make no pair. After `steps` rounds the curriculum starts again.
+
+    The construction is known from third-party descriptions of the paper; its hyper-parameters and its log-prob
+    criterion were not found, and `scope: global` is the natural variant of it, not the paper's own text.
+    """
+
+    steps: int = 3
+    """Rounds from the easiest pairs to the hardest, ≥ 1; default 3, as many as four responses give pairs."""
+    scope: Literal["prompt", "global"] = "prompt"
+    """prompt: round t takes each prompt's t-th easiest pair, and a prompt with fewer pairs sits out. global: all
+    pairs are sorted together and cut into `steps` parts of equal size."""
+
+    needs_scores: ClassVar[bool] = True
+    needs_gold: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"pair_builder.steps (pair/curriculum.py): must be ≥ 1, got {self.steps}")
+
+    def __call__(self, groups: Iterable[JudgedGroup], context: RoundContext) -> Iterator[PreferencePair]:
+        """Yield the pairs of round `context.round`."""
+        step = context.round % self.steps
+        ladders = (self._ladder(group, context.round) for group in groups)
+        if self.scope == "prompt":
+            yield from (ladder[step] for ladder in ladders if step < len(ladder))
+            return
+        pairs = sorted((pair for ladder in ladders for pair in ladder), key=lambda p: (-p.margin, p.pair_id))
+        yield from pairs[len(pairs) * step // self.steps : len(pairs) * (step + 1) // self.steps]
+
+    def _ladder(self, group: JudgedGroup, number: int) -> list[PreferencePair]:
+        """Return the pairs of one prompt, the largest gap first; completions of one text count once."""
+        scored: dict[str, Scored] = {}
+        for completion, score in zip(group.completions, group.scores, strict=True):
+            if score is not None:
+                scored.setdefault(completion.text, (score, completion))
+        ranked = sorted(scored.values(), key=lambda item: (-item[0], item[1].completion_id))
+        if not ranked:
+            return []
+        best_score, best = ranked[0]
+        return [
+            PreferencePair(
+                pair_id=digest_of(best.completion_id, other.completion_id),
+                prompt=group.prompt,
+                chosen=best,
+                rejected=other,
+                chosen_score=best_score,
+                rejected_score=score,
+                margin=best_score - score,
+                win_prob=None,
+                weight=1.0,
+                builder=f"curriculum/{self.scope}",
+                round=number,
+            )
+            for score, other in reversed(ranked[1:])
+            if score < best_score
+        ]

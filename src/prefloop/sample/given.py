@@ -1,0 +1,57 @@
+"""Completions that the prompts bring with them: an existing preference data set instead of a sampler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefloop.errors import DataError
+from prefloop.protocols import RoundContext
+from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
+
+GIVEN = "given"
+"""Source of a completion that came with the prompt and does not say where from."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Return each prompt's own candidates, in the order of the data.
+
+    Candidates are the columns `chosen` and `rejected`, or `completions` with `scores`: see `prompts/dataset.py`. They
+    have no token ids; the trainer encodes them, with the end-of-sequence token.
+    """
+
+    completions: int = 0
+    """At most this many of each prompt's candidates, ≥ 0; 0 (default): all of them."""
+    temperature: float = 1.0
+    """Has no meaning here and must be 1: nothing is drawn."""
+    top_p: float = 1.0
+    """Has no meaning here and must be 1: nothing is drawn."""
+
+    def __call__(self, prompts: Sequence[Prompt], context: RoundContext) -> list[SampleGroup]:
+        """Return one group for each prompt, in order.
+
+        Raises:
+            DataError: a prompt has no candidates.
+
+        """
+        return [self._group(prompt, context) for prompt in prompts]
+
+    def _group(self, prompt: Prompt, context: RoundContext) -> SampleGroup:
+        if not prompt.candidates:
+            raise DataError(
+                f"{prompt.source}: no completions to choose from; give the columns chosen and rejected, or "
+                "completions and scores, or sample them with sampler.kind=hf"
+            )
+        chosen = prompt.candidates[: self.completions] if self.completions else prompt.candidates
+        completions = tuple(
+            Completion(
+                completion_id=digest_of(GIVEN, prompt.prompt_id, index, candidate.text),
+                text=candidate.text,
+                token_ids=None,
+                sampler_logps=None,
+                finish_reason="stop",
+                seed=0,
+                source=candidate.source or GIVEN,
+            )
+            for index, candidate in enumerate(chosen)
+        )
+        return SampleGroup(prompt, completions, GIVEN, context.round, self.temperature, self.top_p)

@@ -1,0 +1,97 @@
+"""Every recipe that works runs on the embedded model from its name alone, made small."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefloop.artifact import load_artifact
+from prefloop.errors import ConfigError, DataError
+from prefloop.launch import read_recipe
+from prefloop.loop import run
+from prefloop.recipes import available
+from prefloop.rows import GOLD, JudgedGroup, PreferencePair, TokenizedPair
+from tiny import write_jsonl
+
+SMALL = [
+    "prompts_per_round=16",
+    "sampler.max_new_tokens=12",
+    "train.pairs_per_step=8",
+    "evaluate.prompts=20",
+    "rounds=2",
+    "gate.kind=always",
+]
+
+
+def call(name: str, root: Path, *more: str, settings: list[str] = SMALL) -> dict[str, Any]:
+    recipe, origins = read_recipe(name, [*settings, *more])
+    return run(recipe, root, origins=origins)
+
+
+@pytest.mark.parametrize("name", available())
+def test_recipe_runs_on_the_embedded_model(name, tmp_path):
+    summary = call(name, tmp_path)
+    assert [entry["accepted"] for entry in summary["rounds"]] == [True, True]
+    assert summary["rounds"][1]["policy"]["digest"] != summary["policy_start"]["digest"]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_spin_pairs_human_answers_with_own_ones_and_replays_a_round(tmp_path):
+    summary = call("spin", tmp_path)
+    counts = []
+    for number in (0, 1):
+        pairs = list(load_artifact(tmp_path / f"round-00{number}" / "3-pairs", PreferencePair))
+        assert {p.chosen.source for p in pairs} == {GOLD}
+        assert all(p.chosen.text == p.prompt.gold for p in pairs)
+        counts.append(len(pairs))
+    assert load_artifact(tmp_path / "round-001" / "4-batches", TokenizedPair).rows == sum(counts)
+    judged = next(iter(load_artifact(tmp_path / "round-000" / "2-judged", JudgedGroup)))
+    assert (judged.judge, judged.scores) == ("unscored", (None,))
+    first_step = json.loads((tmp_path / "round-000" / "5-policy" / "key.json").read_text())
+    assert first_step["settings"]["loss"]["beta"] == 0.1
+    assert not any("eval_judge" in warning for warning in summary["warnings"])
+
+
+def test_spin_without_human_answers_refuses_before_any_work(tmp_path):
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"One day {i}"} for i in range(200)])
+    with pytest.raises(DataError, match=r"prompts\.gold"):
+        call("spin", tmp_path / "out", "policy=embedded", f"prompts={prompts}", "judge=lexicon")
+    assert not (tmp_path / "out").exists()
+
+
+GIVEN = [setting.replace("sampler.max", "eval_sampler.max") for setting in SMALL]
+
+
+def rated_prompts(path: Path) -> Path:
+    words = ["happy fun", "good", "small", "sad and bad"]
+    rows = [
+        {"prompt": f"Day {i}: Tom was", "completions": [f" {w} {i}." for w in words], "scores": [4, 3, 2, 1]}
+        for i in range(60)
+    ]
+    return write_jsonl(path, rows)
+
+
+def test_curry_dpo_climbs_the_ladder_of_the_given_ratings(tmp_path):
+    data = ["policy=embedded", f"prompts={rated_prompts(tmp_path / 'rated.jsonl')}", "prompts.holdout=0.5"]
+    more = ["eval_judge=lexicon", "prompts_per_round=null", "rounds=3", "train.learning_rate=3e-4"]
+    call("curry_dpo", tmp_path / "out", *data, *more, settings=GIVEN)
+    ladders = []
+    for number in range(3):
+        pairs = list(load_artifact(tmp_path / "out" / f"round-00{number}" / "3-pairs", PreferencePair))
+        ladders.append({(p.chosen.text.split()[0], p.rejected.text.split()[0]) for p in pairs})
+    assert ladders == [{("happy", "sad")}, {("happy", "small")}, {("happy", "good")}]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["eval_judge=null"], "eval_judge: not set"),
+        (["eval_judge=lexicon", "eval_sampler=null"], "eval_sampler: not set"),
+    ],
+)
+def test_given_data_need_a_sampler_and_a_judge_for_the_evaluation(tmp_path, more, message):
+    prompts = rated_prompts(tmp_path / "rated.jsonl")
+    with pytest.raises(ConfigError, match=message):
+        call("curry_dpo", tmp_path / "out", "policy=embedded", f"prompts={prompts}", *more, settings=GIVEN)
+    assert not (tmp_path / "out").exists()

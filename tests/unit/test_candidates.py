@@ -1,0 +1,75 @@
+import pytest
+
+from prefloop.errors import DataError
+from prefloop.judge.given import Given as GivenScores
+from prefloop.prompts.dataset import read_prompts
+from prefloop.protocols import RoundContext
+from prefloop.rows import Candidate, Message, PolicyRef
+from prefloop.sample.given import Given
+from tiny import write_jsonl
+
+POLICY = PolicyRef("p", "0", 0)
+CONTEXT = RoundContext(0, 1, POLICY, POLICY)
+USER = {"role": "user", "content": "hello"}
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, (("a", 1.0), ("b", 0.0))),
+        ({"prompt": [USER], "chosen": [answer("a")], "rejected": [answer("b")]}, (("a", 1.0), ("b", 0.0))),
+        ({"chosen": [USER, answer("a")], "rejected": [USER, answer("b")]}, (("a", 1.0), ("b", 0.0))),
+        (
+            {"prompt": "q", "completions": ["a", "b", "c"], "scores": [3, None, 1.5]},
+            (("a", 3.0), ("b", None), ("c", 1.5)),
+        ),
+        ({"prompt": "q"}, ()),
+        ({"prompt": "q", "chosen": "a"}, ()),
+    ],
+)
+def test_rows_bring_their_completions(tmp_path, row, expected):
+    (prompt,) = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", [row]))).prompts
+    assert prompt.candidates == tuple(Candidate(text, score) for text, score in expected)
+    if "prompt" not in row:
+        assert prompt.messages == (Message("user", "hello"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "q", "completions": ["a"], "scores": [1, 2]}, "as many numbers"),
+        ({"prompt": "q", "completions": ["a"]}, "as many numbers"),
+        ({"prompt": "q", "completions": ["a"], "scores": ["x"]}, r"scores\[0\]"),
+        ({"prompt": "q", "completions": ["a"], "scores": [float("nan")]}, r"scores\[0\]"),
+        ({"prompt": "q", "completions": [3], "scores": [1]}, r"completions\[0\]"),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "chosen"),
+        ({"chosen": [answer("a")], "rejected": [answer("b")]}, "no common prompt"),
+        ({"prompt": "q", "chosen": [USER, answer("a")], "rejected": [answer("b")]}, "several turns"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused_by_line(tmp_path, row, words):
+    with pytest.raises(DataError, match=words) as error:
+        read_prompts(str(write_jsonl(tmp_path / "p.jsonl", [row])))
+    assert "p.jsonl:1" in str(error.value)
+
+
+def test_given_completions_keep_the_given_scores(tmp_path):
+    rows = [{"prompt": "q", "completions": ["a", "b", "c"], "scores": [3, None, 1]}]
+    prompts = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", rows))).prompts
+    (group,) = Given()(prompts, CONTEXT)
+    assert [c.text for c in group.completions] == ["a", "b", "c"]
+    assert {c.token_ids for c in group.completions} == {None}
+    (verdict,) = GivenScores()([group], CONTEXT)
+    assert verdict.scores == (3.0, None, 1.0)
+    assert verdict.notes == (None, "the data hold no score for it", None)
+    assert [c.text for c in Given(completions=2)(prompts, CONTEXT)[0].completions] == ["a", "b"]
+
+
+def test_a_prompt_without_completions_is_named(tmp_path):
+    prompts = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q"}]))).prompts
+    with pytest.raises(DataError, match=r"p\.jsonl:1: no completions"):
+        Given()(prompts, CONTEXT)
