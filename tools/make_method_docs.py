@@ -18,6 +18,7 @@ from prefloop.template import field_docs
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {
     "loss": ("Losses", "losses"),
+    "order": ("Orders of prompts", "prompts"),
     "pair_builder": ("Pair rules", "pair"),
     "judge": ("Judges", "judge"),
     "sampler": ("Samplers", "sample"),

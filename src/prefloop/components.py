@@ -17,13 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.artifact import file_digest
 from prefloop.errors import ConfigError
-from prefloop.protocols import Gate, Judge, Loss, PairBuilder, Sampler
+from prefloop.protocols import Gate, Judge, Loss, Order, PairBuilder, Sampler
 from prefloop.recipe import Recipe, Spec, nearest
 from prefloop.rows import digest_of
 from prefloop.train.job import Trainer
 from prefloop.userfile import import_user
 
 FOLDERS = {
+    "order": "prompts",
     "sampler": "sample",
     "eval_sampler": "sample",
     "judge": "judge",
@@ -42,6 +43,7 @@ MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
 class Parts:
     """The components of a run, built and validated."""
 
+    order: Order
     sampler: Sampler
     eval_sampler: Sampler
     judge: Judge
@@ -66,6 +68,7 @@ def build_parts(recipe: Recipe) -> Parts:
     sampler = build("sampler", recipe.sampler)
     judge = build("judge", recipe.judge)
     return Parts(
+        order=build("order", recipe.order),
         sampler=sampler,
         eval_sampler=_eval_sampler(recipe, sampler),
         judge=judge,
@@ -173,7 +176,7 @@ def _content(named: str) -> str | None:
 def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     """Return the recipe with every default of every component written out."""
     values: dict[str, Any] = recipe.model_dump(mode="json")
-    for place in ("sampler", "judge", "pair_builder", "loss", "trainer", "gate"):
+    for place in ("order", "sampler", "judge", "pair_builder", "loss", "trainer", "gate"):
         values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
     if recipe.eval_sampler is not None:
         values["eval_sampler"] = {"kind": recipe.eval_sampler.kind, **_plain(parts.eval_sampler)}

@@ -10,6 +10,7 @@ from prefloop.recipe import Recipe
 from prefloop.rows import PolicyRef, Prompt
 
 EMBEDDED = "embedded"
+EMBEDDED_PREFERENCES = "embedded-preferences"
 MIN_HOLDOUT = 20
 """Fewer held-out prompts than this give intervals that decide nothing."""
 
@@ -19,9 +20,10 @@ def embedded_policy() -> Path:
     return Path(str(files("prefloop") / "assets" / "story_model"))
 
 
-def embedded_prompts() -> Path:
-    """Return the file of story openings that prefloop ships."""
-    return Path(str(files("prefloop") / "assets" / "story_prompts.jsonl"))
+def embedded_prompts(name: str) -> Path | None:
+    """Return the file that `name` means: story openings, or pairs of continuations; `None` for a user's own path."""
+    shipped = {EMBEDDED: "story_prompts.jsonl", EMBEDDED_PREFERENCES: "story_preferences.jsonl"}
+    return Path(str(files("prefloop") / "assets" / shipped[name])) if name in shipped else None
 
 
 def policy_folder(recipe: Recipe) -> Path:
@@ -64,7 +66,7 @@ def resolve_prompts(recipe: Recipe) -> PromptSet:
         raise ConfigError("prompts: not set; give a .jsonl, .parquet or data-set path (prompts=PATH), or `embedded`")
     settings = recipe.prompts
     found = read_prompts(
-        str(embedded_prompts()) if settings.path == EMBEDDED else settings.path,
+        str(embedded_prompts(settings.path) or settings.path),
         column=settings.column,
         gold=settings.gold,
         split=settings.split,

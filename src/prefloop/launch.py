@@ -13,7 +13,7 @@ EMBEDDED_DEFAULT: Mapping[str, Any] = {
     "prompts": "embedded",
     "prompts_per_round": 256,
     "judge": {"kind": "lexicon"},
-    "sampler": {"completions": 4, "max_new_tokens": 80},
+    "sampler": {"kind": "hf", "completions": 4, "max_new_tokens": 80},
     "train": {"learning_rate": 3e-4, "epochs": 1, "pairs_per_step": 32},
 }
 """Settings for the story model that prefloop ships, used where the user names neither policy nor prompts. The

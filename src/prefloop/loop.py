@@ -21,7 +21,7 @@ from prefloop.evaluate.report import write_report
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
 from prefloop.prompts.dataset import PromptSet
-from prefloop.protocols import Progress, Quiet, RoundContext
+from prefloop.protocols import Allotment, Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Evaluation, Lineage, Run
@@ -44,6 +44,7 @@ class Standing:
     best: PolicyRef
     best_judged: Artifact[JudgedGroup]
     pairs: list[Artifact[PreferencePair]] = field(default_factory=list)
+    margins: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -82,6 +83,9 @@ def run(
         summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe, parts)])
         with ledger.marking_failure(summary, root):
             standing = _measure_start(here, policy, holdout, summary)
+            if parts.order.needs_margins:
+                measured = stages.measure_margins(here, root / "start" / "3-margins", to_train_on, policy)
+                standing.margins = {row.prompt_id: row.margin for row in measured}
             for number in range(recipe.rounds):
                 ledger.save(summary, root, "running")
                 _round(here, number, to_train_on, holdout, standing, summary)
@@ -115,7 +119,8 @@ def _round(
     context = RoundContext(recipe.seed, number, start, standing.start)
     here.progress.say(f"round {number}: starts from {_name(start)}")
 
-    asked = stages.take_prompts(here, folder / "0-prompts", prompts, number)
+    ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
+    asked = stages.take_prompts(here, folder / "0-prompts", prompts, ask)
     samples = stages.sample(here, folder / "1-samples", list(asked), _draw(here), context)
     judged = stages.judge(here, folder / "2-judged", samples, _judge(here), context)
     pairs = stages.pair(here, folder / "3-pairs", judged, context)

@@ -37,6 +37,36 @@ class RoundContext:
     start: PolicyRef
 
 
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """Which round asks for prompts. `margins` is empty unless the order needs them."""
+
+    round: int
+    rounds: int
+    per_round: int | None
+    seed: int
+    margins: Mapping[str, float]
+
+
+class Order(Protocol):
+    """Says which prompts a round works on.
+
+    `needs_margins`: it is given, by prompt id, how much likelier the starting policy finds a prompt's best candidate
+    than its worst (`rows.PromptMargin`).
+    """
+
+    needs_margins: ClassVar[bool]
+
+    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
+        """Return the prompts of round `ask.round`.
+
+        Raises:
+            DataError: the prompts lack what the order goes by.
+
+        """
+        ...
+
+
 class Sampler(Protocol):
     """Draws completions. Same context and prompts give the same completions, whatever was asked before.
 

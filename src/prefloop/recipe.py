@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from prefloop.errors import ConfigError
 from prefloop.train.settings import TrainSettings
 
-PARTS = ("sampler", "eval_sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
+PARTS = ("order", "sampler", "eval_sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
 """Fields that choose a component by `kind`."""
 
 
@@ -100,6 +100,8 @@ class Recipe(_Settings):
     """Training prompts of each round; rounds take successive slices. None: all of them in every round."""
     prompts_per_part: Annotated[int, Field(ge=1)] = 64
     """Prompts that are sampled and judged as one resumable unit."""
+    order: Component = Spec(kind="shuffled")
+    """Which prompts a round works on. shuffled: successive slices; easy_first: sDPO's order of existing pairs."""
     sampler: Component = Spec(kind="hf")
     """Draws completions."""
     eval_sampler: Component | None = None

@@ -44,6 +44,7 @@ class Prompt:
     `prompt_id` is a digest of the messages, so the same prompt has the same id in every run. `gold` is a human
     or reference answer. `split` is `TRAIN` or `HOLDOUT`, decided once by hash. `source` says where the row came
     from (file and line). `media` lists paths of images or videos. `candidates` are completions that the data hold.
+    `origin` names the data set that the row says it comes from.
     """
 
     prompt_id: str
@@ -53,6 +54,7 @@ class Prompt:
     source: str
     media: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    origin: str | None = None
 
     @property
     def text(self) -> str:
@@ -134,6 +136,15 @@ class JudgedGroup:
     win_prob: tuple[tuple[float, ...], ...] | None
     judge: str
     notes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMargin:
+    """log π(best candidate) − log π(worst candidate) of one prompt under one policy, nats, summed over tokens."""
+
+    prompt_id: str
+    policy: str
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from prefloop.evaluate.summary import metric_json
 from prefloop.models import adapters, causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
 from prefloop.models.training import checkpoint_activations
-from prefloop.protocols import Judge, Progress, RoundContext, Sampler
+from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler
 from prefloop.recipe import Recipe
 from prefloop.rows import (
     TRAIN,
@@ -29,6 +29,7 @@ from prefloop.rows import (
     PolicyRef,
     PreferencePair,
     Prompt,
+    PromptMargin,
     SampleGroup,
     StepLog,
     TokenizedPair,
@@ -112,18 +113,62 @@ def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt]) -> Artifact[P
     return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts)})
 
 
-def take_prompts(run: Run, path: Path, prompts: Sequence[Prompt], round_number: int) -> Artifact[Prompt]:
-    """0-prompts: the round's slice of the training prompts, in an order that only the seed decides."""
-    size = run.recipe.prompts_per_round or len(prompts)
-    inputs = {"prompts": digest_of([p.prompt_id for p in prompts])}
-    key = Key("prompts", {"prompts_per_round": size, "seed": run.recipe.seed, "round": round_number}, inputs)
-    opened = run.open(path, key, Prompt)
+def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: PolicyRef) -> Artifact[PromptMargin]:
+    """margins: how much likelier the first policy finds each prompt's best candidate than its worst.
+
+    Raises:
+        DataError: a prompt has no two candidates with different scores.
+
+    """
+    inputs = {"prompts": digest_of([(p.prompt_id, [c.text for c in p.candidates]) for p in prompts])}
+    key = Key("margins", {"layout": run.recipe.train.layout}, {**inputs, "start": start.digest})
+    opened = run.open(path, key, PromptMargin)
     if isinstance(opened, Artifact):
         return opened
-    ordered = sorted(prompts, key=lambda p: digest_of(run.recipe.seed, p.prompt_id))
-    first = round_number * size
-    chosen = [ordered[(first + i) % len(ordered)] for i in range(min(size, len(ordered)))]
-    opened.write_part(0, chosen)
+    lm = causal_lm.load(start.path, precision="auto", device=run.recipe.train.device)
+    layout, _ = layout_of(run, lm.model)
+
+    def make(part: Sequence[Prompt]) -> list[PromptMargin]:
+        groups = [_best_and_worst(lm, prompt) for prompt in part]
+        with torch.inference_mode():
+            totals = completion_logps(lm.model, groups, layout=layout).total.tolist()
+        return [
+            PromptMargin(prompt.prompt_id, start.digest, totals[2 * i] - totals[2 * i + 1])
+            for i, prompt in enumerate(part)
+        ]
+
+    return write_parts(run, opened, chunks(prompts, run.recipe.prompts_per_part), make, "margins under start")
+
+
+def _best_and_worst(lm: causal_lm.CausalLM, prompt: Prompt) -> TokenGroup:
+    rated = sorted((c.score, c.text) for c in prompt.candidates if c.score is not None)
+    if len(rated) < 2 or rated[0][0] == rated[-1][0]:
+        raise DataError(
+            f"{prompt.source}: needs two completions with different scores to measure its difficulty; give chosen and "
+            "rejected, or set order.kind=shuffled"
+        )
+    sides = (rated[-1][1], rated[0][1])
+    encoded = tuple(tuple(causal_lm.encode_completion(lm.tokenizer, text, stop=True)) for text in sides)
+    return TokenGroup(tuple(causal_lm.encode_prompt(lm.tokenizer, prompt)), encoded)
+
+
+def take_prompts(run: Run, path: Path, prompts: Sequence[Prompt], ask: Allotment) -> Artifact[Prompt]:
+    """0-prompts: the prompts that the recipe's order gives to round `ask.round`."""
+    order = run.parts.order
+    settings = {
+        "order": key_of(order, run.recipe.order.kind),
+        "prompts_per_round": ask.per_round,
+        "seed": ask.seed,
+        "round": ask.round,
+        "rounds": ask.rounds if order.needs_margins else None,
+    }
+    inputs = {"prompts": digest_of([p.prompt_id for p in prompts])}
+    if order.needs_margins:
+        inputs["margins"] = digest_of(sorted(ask.margins.items()))
+    opened = run.open(path, Key("prompts", settings, inputs), Prompt)
+    if isinstance(opened, Artifact):
+        return opened
+    opened.write_part(0, order(prompts, ask))
     return opened.finish()
 
 

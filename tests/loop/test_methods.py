@@ -1,6 +1,7 @@
 """Every recipe that works runs on the embedded model from its name alone, made small."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefloop.errors import ConfigError, DataError
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.recipes import available
-from prefloop.rows import GOLD, JudgedGroup, PreferencePair, TokenizedPair
+from prefloop.rows import GOLD, JudgedGroup, PreferencePair, StepLog, TokenizedPair
 from tiny import write_jsonl
 
 SMALL = [
@@ -23,6 +24,9 @@ SMALL = [
     "gate.kind=always",
 ]
 
+GIVEN = [setting.replace("sampler.max", "eval_sampler.max") for setting in SMALL]
+"""The same for a recipe that reads existing completions instead of drawing them."""
+
 
 def call(name: str, root: Path, *more: str, settings: list[str] = SMALL) -> dict[str, Any]:
     recipe, origins = read_recipe(name, [*settings, *more])
@@ -31,7 +35,8 @@ def call(name: str, root: Path, *more: str, settings: list[str] = SMALL) -> dict
 
 @pytest.mark.parametrize("name", available())
 def test_recipe_runs_on_the_embedded_model(name, tmp_path):
-    summary = call(name, tmp_path)
+    reads = read_recipe(name, [])[0].sampler.kind == "given"
+    summary = call(name, tmp_path, settings=GIVEN if reads else SMALL)
     assert [entry["accepted"] for entry in summary["rounds"]] == [True, True]
     assert summary["rounds"][1]["policy"]["digest"] != summary["policy_start"]["digest"]
     assert (tmp_path / "report.html").exists()
@@ -58,9 +63,6 @@ def test_spin_without_human_answers_refuses_before_any_work(tmp_path):
     with pytest.raises(DataError, match=r"prompts\.gold"):
         call("spin", tmp_path / "out", "policy=embedded", f"prompts={prompts}", "judge=lexicon")
     assert not (tmp_path / "out").exists()
-
-
-GIVEN = [setting.replace("sampler.max", "eval_sampler.max") for setting in SMALL]
 
 
 def rated_prompts(path: Path) -> Path:
@@ -95,3 +97,30 @@ def test_given_data_need_a_sampler_and_a_judge_for_the_evaluation(tmp_path, more
     with pytest.raises(ConfigError, match=message):
         call("curry_dpo", tmp_path / "out", "policy=embedded", f"prompts={prompts}", *more, settings=GIVEN)
     assert not (tmp_path / "out").exists()
+
+
+def pair_prompts(path: Path) -> Path:
+    rows = [
+        {
+            "prompt": f"Day {i}: Tom was",
+            "chosen": f" happy {i}. They played." if i % 2 else f" qx{i} zzv.",
+            "rejected": f" vv{i} qqx." if i % 2 else f" sad {i}. He cried.",
+            "source": "plain" if i % 2 else "odd",
+        }
+        for i in range(80)
+    ]
+    return write_jsonl(path, rows)
+
+
+def test_sdpo_takes_the_easier_source_first_and_refers_to_the_step_before(tmp_path):
+    data = ["policy=embedded", f"prompts={pair_prompts(tmp_path / 'pairs.jsonl')}", "prompts.holdout=0.4"]
+    more = ["eval_judge=lexicon", "prompts_per_round=null", "train.learning_rate=3e-4"]
+    summary = call("sdpo", tmp_path / "out", *data, *more, settings=GIVEN)
+    for number, origin in ((0, "plain"), (1, "odd")):
+        pairs = list(load_artifact(tmp_path / "out" / f"round-00{number}" / "3-pairs", PreferencePair))
+        assert {p.prompt.origin for p in pairs} == {origin}
+    second = json.loads((tmp_path / "out" / "round-001" / "4-batches" / "key.json").read_text())
+    assert second["inputs"]["reference"] == summary["rounds"][0]["policy"]["digest"]
+    for number in (0, 1):
+        steps = load_artifact(tmp_path / "out" / f"round-00{number}" / "5-policy", StepLog)
+        assert next(iter(steps)).loss == pytest.approx(math.log(2), abs=1e-5)

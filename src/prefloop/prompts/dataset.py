@@ -71,6 +71,8 @@ def read_prompts(
     (without a `prompt` column both are conversations, and what they share at the beginning is the prompt), or a list
     `completions` with as many numbers in `scores`.
 
+    A string in the column `source` is kept as the name of the data set that the row comes from.
+
     The gold answer is text, a number, or a list of messages whose last content counts. Empty or null means none.
 
     A prompt is held out if its id, as a fraction of 2^64, is below `holdout`: it stays on its side whatever prompts
@@ -105,7 +107,9 @@ def read_prompts(
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
         side = HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
-        kept[identity] = Prompt(identity, messages, answer, side, place, candidates=candidates(place, row))
+        origin = row["source"] if isinstance(row.get("source"), str) else None
+        found = candidates(place, row)
+        kept[identity] = Prompt(identity, messages, answer, side, place, candidates=found, origin=origin)
     if not kept:
         raise DataError(f"{path}: holds no prompts; add at least one row")
     if gold is not None and not gold_column_seen:

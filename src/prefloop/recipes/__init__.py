@@ -14,9 +14,7 @@ from prefloop.recipe import nearest
 
 PLANNED: Mapping[str, str] = MappingProxyType(
     {
-        "dnpo": "arXiv 2502.05400",
         "tso": "arXiv 2409.02118",
-        "sdpo": "arXiv 2403.19270",
         "ofs_dpo": "arXiv 2406.05534",
         "cofs_dpo": "arXiv 2406.05534",
         "srpo": "arXiv 2406.01660",
