@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from prefloop import ledger, stages
+from prefloop import evidence, ledger, stages, training
 from prefloop.artifact import Artifact, locked, write_text
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.report import write_report
+from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
 from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Allotment, Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
-from prefloop.stages import Draw, Evaluation, Lineage, Run
+from prefloop.stages import Draw, Run
+from prefloop.training import Lineage
 
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
@@ -100,7 +102,7 @@ def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary:
     folder = here.root / "start"
     samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
-    summary["start"] = stages.start_facts(here, samples, judged)
+    summary["start"] = evidence.start_facts(here, samples, judged)
     return Standing(policy, judged, policy, policy, judged)
 
 
@@ -126,9 +128,9 @@ def _round(
     pairs = stages.pair(here, folder / "3-pairs", judged, context)
     replayed = standing.pairs[max(0, number - recipe.replay) :]
     reference = reference_of(here, start, standing.start)
-    batches = stages.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
+    batches = training.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
     lineage = Lineage(number, start, reference, _card(here, number, start, reference))
-    policy = stages.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
+    policy = training.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
     evaluation = _evaluate(here, folder / "6-report", policy, holdout, standing)
 
     standing.pairs.append(pairs)
@@ -146,7 +148,7 @@ def _round(
         "batches": batches,
         **evaluation.stages(),
     }
-    ledger.add_round(summary, number, done | {"policy": stages.policy_artifact(policy)}, evaluation.decision, policy)
+    ledger.add_round(summary, number, done | {"policy": training.policy_artifact(policy)}, evaluation.decision, policy)
     here.progress.say(f"round {number}: {'accepted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
 
 
@@ -155,8 +157,10 @@ def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt],
     context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, standing.start)
     samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
-    logps = stages.start_logps(here, folder / "3-start-logps", judged, standing.start)
-    decision = stages.decide(here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged))
+    logps = evidence.start_logps(here, folder / "3-start-logps", judged, standing.start)
+    decision = evidence.decide(
+        here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged)
+    )
     return Evaluation(samples, judged, logps, decision)
 
 

@@ -1,55 +1,40 @@
 """The stages of a round. Each reads artifacts, writes one artifact, and does nothing if that is already there."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from prefloop.artifact import Artifact, Building, Key, load_artifact, open_artifact
+from prefloop.artifact import Artifact, Building, Key, open_artifact
 from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
-from prefloop.evaluate import heldout
-from prefloop.evaluate.summary import metric_json
-from prefloop.models import adapters, causal_lm
+from prefloop.models import causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
-from prefloop.models.training import checkpoint_activations
 from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler
 from prefloop.recipe import Recipe
 from prefloop.rows import (
     TRAIN,
     Completion,
-    CompletionScore,
     JudgedGroup,
     PolicyRef,
     PreferencePair,
     Prompt,
     PromptMargin,
     SampleGroup,
-    StepLog,
-    TokenizedPair,
     Verdict,
     digest_of,
     gold_completion,
 )
-from prefloop.train.job import Job
-from prefloop.train.reference import Encoding, rows_of, sampler_gap, score_reference, tokenize_pairs
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 PAIRS_PER_PART = 512
-SPOT_CHECKS = 16
-"""Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
-SAMPLER_GAP = 1e-3
-"""Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every")
-"""Training settings that do not change the policy."""
+"""Pairs of one part of an artifact."""
 
 
 @dataclass(frozen=True)
@@ -292,65 +277,6 @@ def _judging_facts(judged: Iterable[JudgedGroup]) -> dict[str, int]:
     return dict(facts)
 
 
-def batch(
-    run: Run, path: Path, pairs: Sequence[Artifact[PreferencePair]], reference: PolicyRef | None, policy: PolicyRef
-) -> Artifact[TokenizedPair]:
-    """4-batches: token ids of the round's pairs and of replayed ones, with the reference's log-probs.
-
-    Raises:
-        DataError: every pair was dropped.
-
-    """
-    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
-    inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
-    inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
-    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair)
-    if isinstance(opened, Artifact):
-        return opened
-    began = time.monotonic()
-    train_settings = run.recipe.train
-    lm = causal_lm.load((reference or policy).path, precision="auto", device=train_settings.device)
-    encoding = Encoding(
-        partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
-    )
-    sampled_by = reference.digest if reference else None
-    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, sampled_by)
-    if not tokenized.pairs:
-        raise DataError(f"{path}: no pair is left to train on; dropped: {dict(tokenized.dropped)}")
-    layout, why = layout_of(run, lm.model)
-    score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
-    source: dict[str, Any] = {"reference_logps": "none"}
-    if reference is not None:
-        source = _reference_source(tokenized.pairs, score)
-    run.progress.start("reference", len(tokenized.pairs), "pairs")
-    for index, part in enumerate(chunks(tokenized.pairs, PAIRS_PER_PART)):
-        if not opened.has_part(index):
-            opened.write_part(index, score(part) if source["reference_logps"] == "computed" else part)
-            run.check_stop("reference log-probs")
-        run.progress.advance(len(part))
-    run.progress.finish()
-    facts = {
-        "pairs": len(tokenized.pairs),
-        "dropped": dict(tokenized.dropped),
-        "tokens": sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in tokenized.pairs),
-        "layout": layout,
-        "layout_why": why,
-        **source,
-    }
-    return opened.finish(facts, seconds=time.monotonic() - began)
-
-
-def _reference_source(
-    pairs: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
-) -> dict[str, Any]:
-    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the round."""
-    if any(p.reference_chosen is None or p.reference_rejected is None for p in pairs):
-        return {"reference_logps": "computed"}
-    probe = pairs[:: max(1, len(pairs) // SPOT_CHECKS)][:SPOT_CHECKS]
-    gap = sampler_gap(probe, score(probe))
-    return {"reference_logps": "sampler" if gap <= SAMPLER_GAP else "computed", "sampler_gap": gap}
-
-
 def layout_of(run: Run, model: Any) -> tuple[str, str]:
     """Return the layout that the recipe asks for or that fits the model, and why."""
     if run.recipe.train.layout != "auto":
@@ -363,175 +289,3 @@ def completion_ids(lm: causal_lm.CausalLM, completion: Completion) -> list[int]:
     if completion.token_ids is not None:
         return list(completion.token_ids)
     return causal_lm.encode_completion(lm.tokenizer, completion.text, stop=completion.finish_reason == "stop")
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """What a round's training starts from and refers to."""
-
-    round: int
-    policy: PolicyRef
-    reference: PolicyRef | None
-    card: str
-
-
-def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Lineage, seed: int) -> PolicyRef:
-    """5-policy: the policy after training, as a `save_pretrained` folder with the training curve beside it."""
-    settings = run.recipe.train.model_dump(mode="json")
-    for name in _WITHOUT_EFFECT:
-        del settings[name]
-    settings |= {
-        "loss": key_of(run.parts.loss, run.recipe.loss.kind),
-        "trainer": key_of(run.parts.trainer, run.recipe.trainer.kind),
-        "round_exit": run.recipe.round_exit if run.recipe.train.lora else None,
-        "seed": seed,
-    }
-    inputs = {"batches": batches.digest, "policy": lineage.policy.digest}
-    opened = run.open(path, Key("policy", settings, inputs), StepLog)
-    if isinstance(opened, Building):
-        opened = _train_and_export(run, opened, batches, lineage, seed)
-    base = opened.facts.get("base")
-    return PolicyRef(str(path), opened.facts["policy_digest"], opened.facts["round"], base=base)
-
-
-def _train_and_export(
-    run: Run, building: Building[StepLog], batches: Artifact[TokenizedPair], lineage: Lineage, seed: int
-) -> Artifact[StepLog]:
-    began = time.monotonic()
-    recipe, path = run.recipe, building.path
-    base = lineage.policy.base or lineage.policy.path
-    lm = causal_lm.load(base, precision="fp32", device=recipe.train.device, cache=False)
-    model = _trainable(run, lm.model, lineage.policy, seed)
-    job = Job(
-        model=model,
-        pairs=list(batches),
-        loss=run.parts.loss,
-        settings=recipe.train,
-        layout=layout_of(run, lm.model)[0],
-        seed=seed,
-        state_folder=path / ".state",
-        reference=lineage.reference,
-        starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
-    )
-    curve = run.parts.trainer(job, run.progress, run.stop)
-    building.write_part(0, curve)
-    keeps_adapter = recipe.train.lora is not None and recipe.round_exit == "keep"
-    if keeps_adapter:
-        adapters.save_adapter(model, path / "adapter")
-    plain = adapters.merge_lora(model) if recipe.train.lora else model
-    causal_lm.export(plain, lm.tokenizer, path, lineage.card)
-    facts = {
-        "policy_digest": causal_lm.folder_digest(path),
-        "round": lineage.round,
-        "base": base if keeps_adapter else None,
-        "steps": curve[-1].step,
-        "tokens": batches.facts["tokens"] * recipe.train.epochs,
-    }
-    finished = building.finish(facts, seconds=time.monotonic() - began)
-    shutil.rmtree(path / ".state", ignore_errors=True)
-    return finished
-
-
-def _trainable(run: Run, model: Any, policy: PolicyRef, seed: int) -> Any:
-    """Return the model with what is to be trained switched on: all weights, a fresh adapter, or the last one."""
-    lora = run.recipe.train.lora
-    if run.recipe.train.gradient_checkpointing:
-        checkpoint_activations(model)
-    if lora is None:
-        return model.requires_grad_(True)
-    if policy.base is not None:
-        return adapters.load_adapter(model, Path(policy.path) / "adapter", trainable=True)
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return adapters.add_lora(model, lora.rank, lora.alpha, targets=targets, seed=seed)
-
-
-def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: PolicyRef) -> Artifact[CompletionScore]:
-    """6-report/3-start-logps: log-probs of the held-out completions under the run's first policy, for the KL."""
-    opened = run.open(path, Key("start-logps", {}, {"judged": judged.digest, "start": start.digest}), CompletionScore)
-    if isinstance(opened, Artifact):
-        return opened
-    lm = causal_lm.load(start.path, precision="auto", device=run.recipe.train.device)
-    layout, _ = layout_of(run, lm.model)
-
-    def make(groups: Sequence[JudgedGroup]) -> list[CompletionScore]:
-        return [score for group in groups for score in _score_group(lm, group, start.digest, layout)]
-
-    return write_parts(run, opened, list(judged.parts()), make, "log-probs under start")
-
-
-def _score_group(lm: causal_lm.CausalLM, group: JudgedGroup, policy: str, layout: str) -> Iterator[CompletionScore]:
-    context = tuple(causal_lm.encode_prompt(lm.tokenizer, group.prompt))
-    completions = tuple(tuple(completion_ids(lm, c)) for c in group.completions)
-    with torch.inference_mode():
-        logps = completion_logps(lm.model, [TokenGroup(context, completions)], layout=layout)
-    for completion, values in zip(group.completions, rows_of(logps), strict=True):
-        yield CompletionScore(completion.completion_id, policy, values)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """6-report: the held-out evidence on one policy, and the gate's decision."""
-
-    samples: Artifact[SampleGroup]
-    judged: Artifact[JudgedGroup]
-    start_logps: Artifact[CompletionScore]
-    decision: Artifact[Any]
-
-    def stages(self) -> dict[str, Artifact[Any]]:
-        """Return the artifacts by the name under which the summary counts them."""
-        return {
-            "evaluation_samples": self.samples,
-            "evaluation_judged": self.judged,
-            "evaluation_start_logps": self.start_logps,
-        }
-
-
-def decide(
-    run: Run,
-    path: Path,
-    judged: Artifact[JudgedGroup],
-    logps: Artifact[CompletionScore],
-    rivals: tuple[Artifact[JudgedGroup], Artifact[JudgedGroup]],
-) -> Artifact[Any]:
-    """6-report/4-decision: metrics against the start and the best so far (`rivals`), and the gate's verdict on them."""
-    start, best = rivals
-    settings = {"gate": key_of(run.parts.gate, run.recipe.gate.kind), "seed": run.recipe.seed}
-    inputs = {"judged": judged.digest, "logps": logps.digest, "start": start.digest, "best": best.digest}
-    opened: Artifact[Any] | Building[Any] = run.open(path, Key("decision", settings, inputs), None)
-    if isinstance(opened, Artifact):
-        return opened
-    start_groups = list(start)
-    baseline = heldout.baseline_metrics(start_groups, seed=run.recipe.seed)
-    found = heldout.candidate_metrics(
-        list(judged),
-        start=start_groups,
-        best=list(best),
-        start_logps={row.completion_id: row.token_logps for row in logps},
-        seed=run.recipe.seed,
-    )
-    decision = run.parts.gate(found.metrics, baseline.metrics)
-    facts = {
-        "accepted": decision.accepted,
-        "why": list(decision.why),
-        "metrics": {name: metric_json(metric) for name, metric in found.metrics.items()},
-        "warnings": list(found.warnings),
-        **found.facts,
-    }
-    return opened.finish(facts)
-
-
-def start_facts(run: Run, samples: Artifact[SampleGroup], judged: Artifact[JudgedGroup]) -> dict[str, Any]:
-    """Return what the summary says of the starting policy."""
-    found = heldout.baseline_metrics(list(judged), seed=run.recipe.seed)
-    return {
-        "metrics": {name: metric_json(metric) for name, metric in found.metrics.items()},
-        "seconds": {"samples": samples.seconds, "judged": judged.seconds},
-        "tokens": {"samples": samples.facts["tokens"]},
-    }
-
-
-def policy_artifact(policy: PolicyRef) -> Artifact[StepLog]:
-    """Return the finished 5-policy artifact of a policy that this run trained."""
-    artifact = load_artifact(Path(policy.path), StepLog)
-    assert artifact is not None  # update() has just returned it
-    return artifact

@@ -1,5 +1,6 @@
 """The in-process sampler against `transformers.generate`, exact probabilities, and itself in other batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import tiny
 from prefloop.models import causal_lm
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, SampleGroup, prompt_id
+from prefloop.sample import hf
 from prefloop.sample.hf import Hf
 
 TEXTS = ["a", "some words", "b", "a longer prompt, with many bytes in it", "", "mid length!", "other word"]
@@ -46,6 +48,12 @@ def save_policy(folder: Path, architecture: str) -> Path:
     model.save_pretrained(folder)
     tiny.byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=["batches one after another", "batches kept full"])
+def _refill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "batches kept full":
+        monkeypatch.setattr(hf, "REFILLED_DEVICES", {"cpu"})
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -95,6 +103,31 @@ def test_completions_do_not_depend_on_batch_part_or_order(architecture: str, bat
     sampler = Hf(completions=3, max_new_tokens=20, batch=batch)
     assert tokens(sampler(prompts[::-1], context))[::-1] == whole
     assert tokens(sampler(prompts[:3], context)) + tokens(sampler(prompts[3:], context)) == whole
+
+
+@pytest.mark.usefixtures("_refill")
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("batch", [4, 7])
+def test_completions_that_end_early_make_room(architecture: str, batch: int, tmp_path: Path) -> None:
+    """Lengths from 1 to the limit; every completion is what it is in a batch of its own."""
+    folder = save_policy(tmp_path, architecture)
+    prompts, context = [verbatim(text) for text in TEXTS], context_of(folder, seed=1)
+    sampler = Hf(completions=3, max_new_tokens=30, batch=batch, stop=tuple("abcdefghijklmnop0123456789"))
+    whole = tokens(sampler(prompts, context))
+    lengths = [len(ids) for group in whole for ids in group]
+    assert len(set(lengths)) > 5
+    assert whole == tokens(replace(sampler, batch=1)(prompts, context))
+
+
+@pytest.mark.usefixtures("_refill")
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
+def test_lean_and_own_forward_draw_the_same(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_policy(tmp_path, architecture)
+    prompts, context = [verbatim(text) for text in TEXTS], context_of(folder, seed=2)
+    sampler = Hf(completions=3, max_new_tokens=40, batch=6, temperature=1.2, stop=("e", "7"))
+    lean = tokens(sampler(prompts, context))
+    monkeypatch.setattr(hf, "lean_step", lambda model, reach: None)
+    assert lean == tokens(sampler(prompts, context))
 
 
 def test_more_completions_and_a_longer_limit_continue_the_same_streams(tmp_path: Path) -> None:

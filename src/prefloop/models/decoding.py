@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ROOM = 64
 """Positions that a cache layer allocates ahead."""
+
+NARROW = 16
+"""Width of a head up to which its positions lie next to each other."""
 
 DECODING_ATTENTION = "prefloop_decoding"
 """Name under which `transformers` knows `decoding_attention`."""
@@ -21,43 +24,80 @@ DECODING_ATTENTION = "prefloop_decoding"
 class RoomyLayer(DynamicLayer):
     """A cache layer with room ahead: a step writes one position instead of copying all earlier ones.
 
-    Where `decoding_attention` reads the keys, they lie as [row head width position], which it reads in about half
-    the time; elsewhere they lie as the kernels of SDPA want them.
+    Narrow heads that `decoding_attention` reads lie as [row head width position], which it reads in about two thirds
+    of the time; others lie as [row head position width].
     """
 
     key_room: Tensor | None = None
     value_room: Tensor | None = None
+    dim: int = 2
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values; return all of them, as transformers' layers do."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
+            self.dim = 3 if _on_plain_cpu(key_states) and key_states.shape[3] <= NARROW else 2
             return self.keys, self.values
-        if _on_plain_cpu(key_states):
-            self.key_room, keys = _extended(self.key_room, self.keys.mT, key_states.mT, 3)
-            self.keys = keys.mT
-        else:
-            self.key_room, self.keys = _extended(self.key_room, self.keys, key_states, 2)
-        self.value_room, self.values = _extended(self.value_room, self.values, value_states, 2)
+        self.key_room, self.keys = _extended(self.key_room, self.keys, key_states, self.dim)
+        self.value_room, self.values = _extended(self.value_room, self.values, value_states, self.dim)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select rows; the room ahead is made anew at the next step."""
-        super().reorder_cache(beam_idx)
-        self.key_room = self.value_room = None
+        """Select rows, with their room where there is one."""
+        if self.key_room is None or self.value_room is None:
+            super().reorder_cache(beam_idx)
+            return
+        length = self.keys.shape[2]
+        self.key_room = self.key_room.index_select(0, beam_idx)
+        self.value_room = self.value_room.index_select(0, beam_idx)
+        self.keys = _used(self.key_room, length, self.dim)
+        self.values = _used(self.value_room, length, self.dim)
+
+    def join(self, other: "RoomyLayer", length: int) -> None:
+        """Append the rows of `other`; keep the last `length` positions of all, zeros where a row has fewer."""
+        self.key_room = _joined(self.keys, other.keys, length, self.dim)
+        self.value_room = _joined(self.values, other.values, length, self.dim)
+        self.keys = _used(self.key_room, length, self.dim)
+        self.values = _used(self.value_room, length, self.dim)
+
+
+def _used(room: Tensor, length: int, dim: int) -> Tensor:
+    """Return the first `length` positions of a room, as [row head position width]."""
+    used = room.narrow(dim, 0, length)
+    return used.mT if dim == 3 else used
+
+
+def _room(rows: int, length: int, like: Tensor, dim: int) -> Tensor:
+    (_, heads, _, width), length = like.shape, length + ROOM
+    return like.new_zeros((rows, heads, width, length) if dim == 3 else (rows, heads, length, width))
 
 
 def _extended(room: Tensor | None, held: Tensor, new: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Write `new` behind `held`, the beginning of `room` if there is one; return the room and its used part."""
-    begin, count = held.shape[dim], new.shape[dim]
-    if room is None or room.shape[dim] < begin + count:
-        shape = list(held.shape)
-        shape[dim] += count + ROOM
-        room = held.new_empty(shape)
-        room.narrow(dim, 0, begin).copy_(held)
-    room.narrow(dim, begin, count).copy_(new)
-    return room, room.narrow(dim, 0, begin + count)
+    begin, length = held.shape[2], held.shape[2] + new.shape[2]
+    if room is None or room.shape[dim] < length:
+        room = _room(len(held), length, held, dim)
+        _used(room, begin, dim).copy_(held)
+    room.narrow(dim, begin, length - begin).copy_(new.mT if dim == 3 else new)
+    return room, _used(room, length, dim)
+
+
+def _joined(first: Tensor, second: Tensor, length: int, dim: int) -> Tensor:
+    """Return a room with the rows of both, which end at `length`."""
+    room = _room(len(first) + len(second), length, first, dim)
+    used = _used(room, length, dim)
+    for rows, held in ((used[: len(first)], first), (used[len(first) :], second)):
+        kept = min(length, held.shape[2])
+        rows[:, :, length - kept :] = held[:, :, held.shape[2] - kept :]
+    return room
+
+
+def decoding_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return an empty cache for `model`, with room ahead in every layer that sees all positions."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _on_plain_cpu(states: Tensor) -> bool:

@@ -4,26 +4,32 @@ A prompt is computed once for its K completions. Every completion has a random s
 not depend on the prompts it shares a batch with (beyond the rounding of floating-point sums).
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from prefloop.errors import ConfigError, SamplerError
 from prefloop.models.causal_lm import PRECISIONS, CausalLM, decode_completion, encode_prompt, load
-from prefloop.models.decoding import DECODING_ATTENTION, RoomyLayer, decoding
+from prefloop.models.decoding import decoding
+from prefloop.models.decoding_batch import DecodingBatch
+from prefloop.models.decoding_llama import LeanStep, lean_step
 from prefloop.protocols import RoundContext
 from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
 
 STEPS_PER_CHECK = 8
 """Tokens decoded between two looks for finished completions; one look costs a transfer from the accelerator."""
+
+REFILL_AFTER = 0.25
+"""Part of a batch that must have ended before waiting rows take its place; that copies the cache."""
+REFILLED_DEVICES = frozenset({"cuda"})
+"""Where a step costs much the same for few rows as for many, so that a batch is kept full. On a CPU it costs what
+its rows cost, and rows that join are padded to the longest: 1.2 to 1.8 times slower when measured."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Hf:
     stop: tuple[str, ...] = ()
     """Strings that end a completion; it is cut after the token that completes the string. Default none."""
     batch: int = 64
-    """Completions decoded together. ≥ 1; default 64. More is faster until memory ends; results are the same."""
+    """Completions decoded together. ≥ 1; default 64, on a CPU among the fastest of 32 to 256 for small models; on an
+    accelerator more should be faster until memory ends. Results are the same, up to rounding."""
     precision: str = "auto"
     """`fp32`, `bf16`, or `auto` (default): fp32 on CPU, bf16 on CUDA."""
     device: str = "auto"
@@ -90,9 +97,9 @@ class Hf:
         rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
         # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
         waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
+        reach = max((len(row.prompt_ids) + row.limit for row in rows), default=0)
         with decoding(lm.model):
-            for begin in range(0, len(waiting), self.batch):
-                self._decode(lm, waiting[begin : begin + self.batch])
+            self._decode(lm, lean_step(lm.model, reach), deque(waiting))
         completions = iter([_completion(lm, row, context) for row in rows])
         return [
             SampleGroup(
@@ -130,34 +137,28 @@ class Hf:
         ]
 
     @torch.inference_mode()
-    def _decode(self, lm: CausalLM, rows: list["_Row"]) -> None:
-        """Complete `rows`, of which those of one prompt stand together, in one batch."""
-        uniforms = torch.as_tensor(
-            np.stack([row_uniforms(row.seed, self.max_new_tokens) for row in rows]), device=lm.device
-        )
-        batch = _Batch(lm, rows)
-        logits = batch.prefill()
-        step = 0
-        while True:
-            steps = min(STEPS_PER_CHECK, *(row.limit - step for row in batch.rows))
+    def _decode(self, lm: CausalLM, lean: LeanStep | None, waiting: deque["_Row"]) -> None:
+        """Complete the rows of `waiting`, of which those of one prompt stand together, `batch` at a time."""
+        running: _Running | None = None
+        refill_at = self.batch * (1 - REFILL_AFTER) if lm.device.type in REFILLED_DEVICES else 0
+        while running or waiting:
+            if running is None:
+                running = _begin(lm, lean, _take(waiting, self.batch))
+            elif waiting and running.batch.can_join and len(running.rows) <= refill_at:
+                running.join(_begin(lm, lean, _take(waiting, self.batch - len(running.rows))))
+            rows, batch, logits = running.rows, running.batch, running.logits
+            steps = min(STEPS_PER_CHECK, *(row.limit - len(row.ids) for row in rows))
+            uniforms = torch.as_tensor(np.stack([row.uniforms(steps) for row in rows], 1), device=lm.device)
             tokens: list[Tensor] = []
             logps: list[Tensor] = []
-            for index in range(step, step + steps):
+            for uniform in uniforms:
                 if tokens:
                     logits = batch.advance(tokens[-1])
-                token, logp = self.choose(logits, uniforms[:, index])
+                token, logp = self.choose(logits, uniform)
                 tokens.append(token)
                 logps.append(logp)
-            step += steps
-            alive = self._finish_block(lm, batch.rows, torch.stack(tokens, 1), torch.stack(logps, 1))
-            if not alive:
-                return
-            last = tokens[-1]
-            if len(alive) < len(batch.rows):
-                kept = torch.tensor(alive, device=lm.device)
-                batch.keep(kept)
-                last, uniforms = last[kept], uniforms[kept]
-            logits = batch.advance(last)
+            alive = self._finish_block(lm, rows, torch.stack(tokens, 1), torch.stack(logps, 1))
+            running = running.advanced(alive, tokens[-1]) if alive else None
 
     def choose(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each row of `logits` the token that `uniform` in [0, 1) picks, and its log-probability in nats.
@@ -165,16 +166,19 @@ class Hf:
         Inverse of the cumulative distribution over the vocabulary's order. The log-probability is at temperature 1
         and before top-k or top-p.
         """
-        logp = logits.float().log_softmax(-1)
+        logits = logits.float()
         if self.temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            scaled = logp if self.temperature == 1 else (logp / self.temperature).log_softmax(-1)
-            # float64: float32 sums over a large vocabulary would shift the bounds of rare tokens.
-            bounds = self._truncated(scaled.exp()).cumsum(-1, dtype=torch.float64)
-            token = torch.searchsorted(bounds, uniform[:, None] * bounds[:, -1:], right=True)[:, 0]
-            token = token.clamp_max(logits.shape[-1] - 1)  # logits that are not finite reach the check after the block
-        return token, logp.gather(-1, token[:, None])[:, 0]
+            token = logits.argmax(-1, keepdim=True)
+            return token[:, 0], logits.log_softmax(-1).gather(-1, token)[:, 0]
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        probs = scaled.softmax(-1)
+        # float64: float32 sums over a large vocabulary would shift the bounds of rare tokens.
+        bounds = self._truncated(probs).cumsum(-1, dtype=torch.float64)
+        token = torch.searchsorted(bounds, uniform[:, None] * bounds[:, -1:], right=True)
+        token = token.clamp_max(logits.shape[-1] - 1)  # logits that are not finite reach the check after the block
+        # A token that was drawn is not rarer than the step of a uniform, so its probability has a logarithm.
+        picked = probs.gather(-1, token).log() if self.temperature == 1 else logits.log_softmax(-1).gather(-1, token)
+        return token[:, 0], picked[:, 0]
 
     def _truncated(self, probs: Tensor) -> Tensor:
         if self.top_k == 0 and self.top_p == 1:
@@ -250,6 +254,14 @@ class _Row:
     logps: list[float] = field(default_factory=list)
     finish_reason: str = "length"
 
+    stream: NDArray[np.float64] | None = None
+
+    def uniforms(self, count: int) -> NDArray[np.float64]:
+        """Return the next `count` uniforms of the completion's stream."""
+        if self.stream is None:
+            self.stream = row_uniforms(self.seed, self.limit)
+        return self.stream[len(self.ids) : len(self.ids) + count]
+
     def cut(self, end: int) -> None:
         del self.ids[end:], self.logps[end:]
 
@@ -268,73 +280,51 @@ def _completion(lm: CausalLM, row: _Row, context: RoundContext) -> Completion:
     )
 
 
-class _Batch:
-    """The rows that are decoded together, with their key-value cache."""
+@dataclass(slots=True)
+class _Running:
+    """Rows that are decoded together, and the logits of their next tokens, [row vocabulary]."""
 
-    def __init__(self, lm: CausalLM, rows: list[_Row]) -> None:
-        self.rows = rows
-        self.model = lm.model
-        self.device = lm.device
-        self.cache = DynamicCache(config=lm.model.config)
-        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
-        # One kind of attention over all positions: the mask of a step is the same for every layer.
-        every = all(type(layer) is RoomyLayer for layer in self.cache.layers)
-        self.plain = every and lm.model.config._attn_implementation == DECODING_ATTENTION
-        self.mask: Tensor | None = None
-        # Architectures without these arguments count positions themselves, or have none.
-        self.takes = signature(lm.model.forward).parameters.keys() & {"position_ids", "logits_to_keep"}
+    rows: list[_Row]
+    batch: DecodingBatch
+    logits: Tensor
 
-    def prefill(self) -> Tensor:
-        """Compute every prompt once; return the logits of the first token for each row, [row vocabulary]."""
-        prompts: list[list[int]] = []
-        prompt_of_row = []
-        for row in self.rows:
-            if not prompts or prompts[-1] is not row.prompt_ids:
-                prompts.append(row.prompt_ids)
-            prompt_of_row.append(len(prompts) - 1)
-        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        self.width = int(lengths.max())
-        padding = self.width - lengths[:, None]
-        if self.width > int(lengths.min()):
-            reach = self.width + max(row.limit for row in self.rows)
-            self.mask = torch.arange(reach, device=self.device) >= padding
-        padded = [[0] * (self.width - len(ids)) + ids for ids in prompts]
-        positions = (torch.arange(self.width, device=self.device) - padding).clamp_min(0)
-        logits = self._forward(torch.tensor(padded, device=self.device), positions)
-        if self.mask is not None and self.plain:
-            # What the model would make of the mask at every step, made once.
-            self.mask = torch.zeros_like(self.mask, dtype=self.model.dtype).masked_fill(~self.mask, -torch.inf)
-            self.mask = self.mask[:, None, None]
-        self.positions = lengths[:, None] - 1
-        repeats = torch.tensor(prompt_of_row, device=self.device)
-        self._select(repeats)
-        return logits[repeats]
+    def advanced(self, alive: list[int], token: Tensor) -> "_Running":
+        """Append a token to each row, after dropping those whose index is not in `alive`."""
+        if len(alive) < len(self.rows):
+            self.rows = [self.rows[index] for index in alive]
+            self.batch.keep(alive)
+            token = token[torch.tensor(alive, device=token.device)]
+        self.logits = self.batch.advance(token)
+        return self
 
-    def advance(self, token: Tensor) -> Tensor:
-        """Append one token to each row; return the logits of the next, [row vocabulary]."""
-        self.width += 1
-        self.positions = self.positions + 1
-        return self._forward(token[:, None], self.positions)
+    def join(self, other: "_Running") -> None:
+        self.rows += other.rows
+        self.batch.join(other.batch, _ahead(self.rows))
+        self.logits = torch.cat([self.logits, other.logits])
 
-    def keep(self, alive: Tensor) -> None:
-        """Drop every row whose index is not in `alive`."""
-        self.rows = [self.rows[index] for index in alive.tolist()]
-        self._select(alive)
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        output = self.model(
-            input_ids=ids,
-            attention_mask=None if self.mask is None else self.mask[..., : self.width],
-            past_key_values=self.cache,
-            use_cache=True,
-            **{name: options[name] for name in self.takes},
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+def _begin(lm: CausalLM, lean: LeanStep | None, rows: list[_Row]) -> _Running:
+    prompts: list[list[int]] = []
+    prompt_of_row = []
+    for row in rows:
+        if not prompts or prompts[-1] is not row.prompt_ids:
+            prompts.append(row.prompt_ids)
+        prompt_of_row.append(len(prompts) - 1)
+    batch = DecodingBatch(lm.model, lean)
+    return _Running(rows, batch, batch.start(prompts, prompt_of_row, _ahead(rows)))
 
-    def _select(self, indices: Tensor) -> None:
-        self.cache.reorder_cache(indices)
-        self.positions = self.positions[indices]
-        if self.mask is not None:
-            self.mask = self.mask[indices]
+
+def _ahead(rows: list[_Row]) -> int:
+    return max(row.limit - len(row.ids) for row in rows)
+
+
+def _take(waiting: deque[_Row], count: int) -> list[_Row]:
+    """Take `count` rows; fewer where that leaves those of one prompt together."""
+    taken = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+    whole = len(taken)
+    while waiting and whole and taken[whole - 1].prompt_ids is waiting[0].prompt_ids:
+        whole -= 1
+    if whole:
+        waiting.extendleft(reversed(taken[whole:]))
+        del taken[whole:]
+    return taken

@@ -1,0 +1,172 @@
+"""The stages 4-batches and 5-policy: pairs become token ids with reference log-probs, and those a new policy."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefloop.artifact import Artifact, Building, Key, load_artifact
+from prefloop.components import key_of
+from prefloop.errors import DataError
+from prefloop.models import adapters, causal_lm
+from prefloop.models.training import checkpoint_activations
+from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
+from prefloop.stages import PAIRS_PER_PART, Run, chunks, completion_ids, layout_of
+from prefloop.train.job import Job
+from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
+
+SPOT_CHECKS = 16
+"""Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
+SAMPLER_GAP = 1e-3
+"""Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every")
+"""Training settings that do not change the policy."""
+
+
+def batch(
+    run: Run, path: Path, pairs: Sequence[Artifact[PreferencePair]], reference: PolicyRef | None, policy: PolicyRef
+) -> Artifact[TokenizedPair]:
+    """4-batches: token ids of the round's pairs and of replayed ones, with the reference's log-probs.
+
+    Raises:
+        DataError: every pair was dropped.
+
+    """
+    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
+    inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
+    inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
+    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair)
+    if isinstance(opened, Artifact):
+        return opened
+    began = time.monotonic()
+    train_settings = run.recipe.train
+    lm = causal_lm.load((reference or policy).path, precision="auto", device=train_settings.device)
+    encoding = Encoding(
+        partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
+    )
+    sampled_by = reference.digest if reference else None
+    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, sampled_by)
+    if not tokenized.pairs:
+        raise DataError(f"{path}: no pair is left to train on; dropped: {dict(tokenized.dropped)}")
+    layout, why = layout_of(run, lm.model)
+    score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
+    source: dict[str, Any] = {"reference_logps": "none"}
+    if reference is not None:
+        source = _reference_source(tokenized.pairs, score)
+    run.progress.start("reference", len(tokenized.pairs), "pairs")
+    for index, part in enumerate(chunks(tokenized.pairs, PAIRS_PER_PART)):
+        if not opened.has_part(index):
+            opened.write_part(index, score(part) if source["reference_logps"] == "computed" else part)
+            run.check_stop("reference log-probs")
+        run.progress.advance(len(part))
+    run.progress.finish()
+    facts = {
+        "pairs": len(tokenized.pairs),
+        "dropped": dict(tokenized.dropped),
+        "tokens": sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in tokenized.pairs),
+        "layout": layout,
+        "layout_why": why,
+        **source,
+    }
+    return opened.finish(facts, seconds=time.monotonic() - began)
+
+
+def _reference_source(
+    pairs: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
+) -> dict[str, Any]:
+    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the round."""
+    if any(p.reference_chosen is None or p.reference_rejected is None for p in pairs):
+        return {"reference_logps": "computed"}
+    probe = pairs[:: max(1, len(pairs) // SPOT_CHECKS)][:SPOT_CHECKS]
+    gap = sampler_gap(probe, score(probe))
+    return {"reference_logps": "sampler" if gap <= SAMPLER_GAP else "computed", "sampler_gap": gap}
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a round's training starts from and refers to."""
+
+    round: int
+    policy: PolicyRef
+    reference: PolicyRef | None
+    card: str
+
+
+def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Lineage, seed: int) -> PolicyRef:
+    """5-policy: the policy after training, as a `save_pretrained` folder with the training curve beside it."""
+    settings = run.recipe.train.model_dump(mode="json")
+    for name in _WITHOUT_EFFECT:
+        del settings[name]
+    settings |= {
+        "loss": key_of(run.parts.loss, run.recipe.loss.kind),
+        "trainer": key_of(run.parts.trainer, run.recipe.trainer.kind),
+        "round_exit": run.recipe.round_exit if run.recipe.train.lora else None,
+        "seed": seed,
+    }
+    inputs = {"batches": batches.digest, "policy": lineage.policy.digest}
+    opened = run.open(path, Key("policy", settings, inputs), StepLog)
+    if isinstance(opened, Building):
+        opened = _train_and_export(run, opened, batches, lineage, seed)
+    base = opened.facts.get("base")
+    return PolicyRef(str(path), opened.facts["policy_digest"], opened.facts["round"], base=base)
+
+
+def _train_and_export(
+    run: Run, building: Building[StepLog], batches: Artifact[TokenizedPair], lineage: Lineage, seed: int
+) -> Artifact[StepLog]:
+    began = time.monotonic()
+    recipe, path = run.recipe, building.path
+    base = lineage.policy.base or lineage.policy.path
+    lm = causal_lm.load(base, precision="fp32", device=recipe.train.device, cache=False)
+    model = _trainable(run, lm.model, lineage.policy, seed)
+    job = Job(
+        model=model,
+        pairs=list(batches),
+        loss=run.parts.loss,
+        settings=recipe.train,
+        layout=layout_of(run, lm.model)[0],
+        seed=seed,
+        state_folder=path / ".state",
+        reference=lineage.reference,
+        starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
+    )
+    curve = run.parts.trainer(job, run.progress, run.stop)
+    building.write_part(0, curve)
+    keeps_adapter = recipe.train.lora is not None and recipe.round_exit == "keep"
+    if keeps_adapter:
+        adapters.save_adapter(model, path / "adapter")
+    plain = adapters.merge_lora(model) if recipe.train.lora else model
+    causal_lm.export(plain, lm.tokenizer, path, lineage.card)
+    facts = {
+        "policy_digest": causal_lm.folder_digest(path),
+        "round": lineage.round,
+        "base": base if keeps_adapter else None,
+        "steps": curve[-1].step,
+        "tokens": batches.facts["tokens"] * recipe.train.epochs,
+    }
+    finished = building.finish(facts, seconds=time.monotonic() - began)
+    shutil.rmtree(path / ".state", ignore_errors=True)
+    return finished
+
+
+def _trainable(run: Run, model: Any, policy: PolicyRef, seed: int) -> Any:
+    """Return the model with what is to be trained switched on: all weights, a fresh adapter, or the last one."""
+    lora = run.recipe.train.lora
+    if run.recipe.train.gradient_checkpointing:
+        checkpoint_activations(model)
+    if lora is None:
+        return model.requires_grad_(True)
+    if policy.base is not None:
+        return adapters.load_adapter(model, Path(policy.path) / "adapter", trainable=True)
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return adapters.add_lora(model, lora.rank, lora.alpha, targets=targets, seed=seed)
+
+
+def policy_artifact(policy: PolicyRef) -> Artifact[StepLog]:
+    """Return the finished 5-policy artifact of a policy that this run trained."""
+    artifact = load_artifact(Path(policy.path), StepLog)
+    assert artifact is not None  # update() has just returned it
+    return artifact
