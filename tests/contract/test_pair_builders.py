@@ -11,7 +11,7 @@ import pytest
 
 import prefloop.pair
 from prefloop.protocols import RoundContext
-from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt, prompt_id
+from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt, gold_completion, prompt_id
 
 POLICY = PolicyRef("p", "0", 0)
 CONTEXT = RoundContext(seed=0, round=1, policy=POLICY, start=POLICY)
@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
         {"rule": "best_vs_random"},
         {"rule": "above_margin", "min_margin": 0.25, "max_pairs": 3},
     ],
+    "dynamic_labels": [{"ties": "drop"}],
 }
 
 
@@ -83,6 +84,25 @@ def many_groups():
 
 
 GROUPS = many_groups()
+
+
+def with_gold(group):
+    """The group as the loop hands it to a builder that compares scores with the gold answer's: judged too, and last."""
+    gold = gold_completion(group.prompt)
+    score = (len(group.prompt.text) % 3) / 2
+    return dataclasses.replace(
+        group,
+        completions=(*group.completions, gold),
+        scores=(*group.scores, score),
+        notes=(*group.notes, None),
+        win_prob=None,
+    )
+
+
+def groups_for(builder):
+    return [with_gold(group) for group in GROUPS] if builder.needs_gold and builder.needs_scores else GROUPS
+
+
 TIES = [
     judged("empty", []),
     judged("one", [1.0], gold=None),
@@ -104,8 +124,9 @@ def test_a_builder_is_a_frozen_dataclass_with_a_docstring(builder):
 
 
 def test_a_pair_prefers_the_higher_score(builder):
-    by_prompt = {group.prompt.prompt_id: group for group in GROUPS}
-    pairs = list(builder(GROUPS, CONTEXT))
+    groups = groups_for(builder)
+    by_prompt = {group.prompt.prompt_id: group for group in groups}
+    pairs = list(builder(groups, CONTEXT))
     assert pairs
     for pair in pairs:
         group = by_prompt[pair.prompt.prompt_id]
@@ -124,11 +145,12 @@ def test_a_pair_prefers_the_higher_score(builder):
         assert pair.weight > 0
         assert pair.round == group.round
         assert pair.builder
-        assert not pair.flipped
+        assert not pair.flipped or builder.needs_gold
 
 
 def test_no_pair_comes_twice(builder):
-    pairs = list(builder(GROUPS, CONTEXT))
+    groups = groups_for(builder)
+    pairs = list(builder(groups, CONTEXT))
     assert len({pair.pair_id for pair in pairs}) == len(pairs)
     assert len({(p.prompt.prompt_id, p.chosen.text, p.rejected.text) for p in pairs}) == len(pairs)
 
@@ -139,18 +161,21 @@ def test_ties_and_missing_scores_give_no_pair(builder):
 
 
 def test_the_same_call_gives_the_same_pairs(builder):
-    first = list(builder(GROUPS, CONTEXT))
-    assert list(builder(GROUPS, CONTEXT)) == first
-    assert list(builder(iter(GROUPS), CONTEXT)) == first
+    groups = groups_for(builder)
+    first = list(builder(groups, CONTEXT))
+    assert list(builder(groups, CONTEXT)) == first
+    assert list(builder(iter(groups), CONTEXT)) == first
 
 
 def test_a_groups_pairs_do_not_depend_on_other_groups(builder):
-    def of_each(groups):
-        return [list(builder([group], CONTEXT)) for group in groups]
+    groups = groups_for(builder)
 
-    whole = list(builder(GROUPS, CONTEXT))
-    assert whole == [pair for pairs in of_each(GROUPS) for pair in pairs]
-    order = list(range(len(GROUPS)))
+    def of_each(some):
+        return [list(builder([group], CONTEXT)) for group in some]
+
+    whole = list(builder(groups, CONTEXT))
+    assert whole == [pair for pairs in of_each(groups) for pair in pairs]
+    order = list(range(len(groups)))
     random.Random(1).shuffle(order)
-    permuted = list(builder([GROUPS[i] for i in order], CONTEXT))
-    assert permuted == [pair for i in order for pair in of_each([GROUPS[i]])[0]]
+    permuted = list(builder([groups[i] for i in order], CONTEXT))
+    assert permuted == [pair for i in order for pair in of_each([groups[i]])[0]]

@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -39,7 +40,7 @@ def test_no_rows_keep_the_schema(tmp_path):
 
 
 def test_schema_names_every_field():
-    assert schema(Prompt).names == ["prompt_id", "messages", "gold", "split", "source", "media"]
+    assert schema(Prompt).names == [field.name for field in dataclasses.fields(Prompt)]
     assert arrow_type(tuple[float | None, ...]) == pa.list_(pa.float64())
 
 
