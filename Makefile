@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types clean
+.PHONY: install demo test lint types bench docs clean
 
 install: $(STAMP)
 
@@ -27,9 +27,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python tools/make_method_docs.py --check
 
 types: install
 	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+docs: install
+	$(BIN)/python tools/make_method_docs.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

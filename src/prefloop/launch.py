@@ -49,6 +49,9 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     if "policy" not in user.values and "prompts" not in user.values:
         layers.overlay(EMBEDDED_DEFAULT, "embedded default")
         layers.overlay(vars(method).get("EMBEDDED", {}), "embedded default")
+    # A setting that the user fixes does not change by round, unless the user says so too.
+    for key in set(user.origins) & set(layers.values.get("per_round", {})):
+        del layers.values["per_round"][key]
     layers.overlay(user.values, lambda key: user.origins[key])
     return layers
 

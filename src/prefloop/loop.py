@@ -192,6 +192,11 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
         )
     if recipe.round_exit == "keep" and recipe.train.lora is None:
         raise ConfigError("round_exit: keep means the LoRA adapter goes on; set train.lora.rank, or leave it out")
+    if parts.trainer.needs_reference and not parts.loss.needs_reference:
+        raise ConfigError(
+            f"trainer.kind: {recipe.trainer.kind} works on the reference, but loss.kind {recipe.loss.kind} has none; "
+            "choose a loss with one, such as dpo, or trainer.kind=update"
+        )
     if parts.loss.consumes != "pair":
         raise ConfigError(
             f"loss.kind: {recipe.loss.kind} learns from {parts.loss.consumes} data, but pair_builder makes pairs"

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from prefloop.components import build_parts
+from prefloop.launch import read_recipe
 from prefloop.losses.dpo import DPO
 from prefloop.losses.hinge import Hinge
+from prefloop.recipe import for_round
 from prefloop.tensors import CompletionLogps, PairLogps
 from prefloop.train.noise_game import model_loss, noise_loss
 
@@ -64,3 +67,12 @@ def test_without_the_stop_gradient_the_one_pass_objective_is_its_penalty():
     ours = model_loss(DPO(beta=0.1), logps, noisy).loss.sum() + noise_loss(DPO(beta=0.1), logps, noisy).sum()
     assert ours.item() == 0
     assert all(gradient.any() for gradient in torch.autograd.grad(ours, inputs))
+
+
+def test_the_recipe_warms_up_with_spin_and_goes_on_with_labels_and_noise():
+    recipe, _ = read_recipe("dnpo", ["trainer.bound=0.5"])
+    made = [build_parts(for_round(recipe, number)) for number in range(recipe.rounds)]
+    assert [parts.pair_builder.prefer for parts in made] == ["human", "score", "score", "score"]
+    assert [parts.trainer.silent for parts in made] == [True, False, False, False]
+    assert {parts.trainer.bound for parts in made} == {0.5}
+    assert {parts.loss.beta for parts in made} == {0.1}

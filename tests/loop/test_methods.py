@@ -124,3 +124,31 @@ def test_sdpo_takes_the_easier_source_first_and_refers_to_the_step_before(tmp_pa
     for number in (0, 1):
         steps = load_artifact(tmp_path / "out" / f"round-00{number}" / "5-policy", StepLog)
         assert next(iter(steps)).loss == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_setting_that_the_user_fixes_does_not_change_by_round():
+    assert "train.learning_rate" in read_recipe("spin", [])[0].per_round
+    fixed, _ = read_recipe("spin", ["train.learning_rate=1e-5"])
+    assert "train.learning_rate" not in fixed.per_round
+    assert "loss.beta" in fixed.per_round
+    both, _ = read_recipe("spin", ["train.learning_rate=1e-5", "per_round={train.learning_rate: [0.001]}"])
+    assert both.per_round["train.learning_rate"] == (1e-3,)
+
+
+def test_the_noise_game_needs_a_loss_with_a_reference(tmp_path):
+    with pytest.raises(ConfigError, match="noise_game works on the reference"):
+        call("simpo", tmp_path / "out", "trainer.kind=noise_game")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dnpo_chooses_by_the_judge_after_its_warm_up(tmp_path):
+    call("dnpo", tmp_path)
+    flipped = []
+    for number in (0, 1):
+        pairs = list(load_artifact(tmp_path / f"round-00{number}" / "3-pairs", PreferencePair))
+        assert all(GOLD in (p.chosen.source, p.rejected.source) for p in pairs)
+        flipped.append(sum(p.flipped for p in pairs))
+    assert flipped[0] == 0
+    assert flipped[1] > 0
+    steps = list(load_artifact(tmp_path / "round-001" / "5-policy", StepLog))
+    assert {"saturation_before", "saturation_after"} <= {value.name for value in steps[0].extra}

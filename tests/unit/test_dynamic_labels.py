@@ -65,6 +65,13 @@ def test_the_judge_decides_each_pair(ties, tie_margin, human, own, expected):
     assert labels(DynamicLabels(ties=ties, tie_margin=tie_margin), group(human, own)) == expected
 
 
+@pytest.mark.parametrize(
+    ("human", "own", "margin"), [(1.0, 2.0, 0.0), (2.0, 1.0, 1.0), (1.0, 1.0, 0.0), (None, 1.0, 0.0), (None, None, 0.0)]
+)
+def test_the_warm_up_prefers_the_human_whatever_the_scores(human, own, margin):
+    assert labels(DynamicLabels(prefer="human", ties="drop"), group(human, own)) == [(*HUMAN, margin, False)]
+
+
 def test_every_own_answer_meets_the_human_one():
     one = group(1.0, 0.0, None, 2.0, 1.0)
     assert labels(DynamicLabels(), one) == [
@@ -113,6 +120,7 @@ def test_a_pair_says_where_both_sides_come_from():
     ("fields", "message"),
     [
         ({"ties": "own"}, "ties: must be keep_human or drop, got 'own'"),
+        ({"prefer": "own"}, "prefer: must be score or human, got 'own'"),
         ({"tie_margin": -1.0}, r"tie_margin: must be a number ≥ 0, got -1\.0"),
         ({"tie_margin": float("nan")}, "tie_margin: must be"),
         ({"tie_margin": float("inf")}, "tie_margin: must be"),

@@ -183,6 +183,17 @@ def test_no_tensor_of_all_scores_and_the_vocabulary_exists():
     assert largest == 2
 
 
+def test_a_16_bit_reference_is_noised_in_32_bits():
+    where, head = states(torch.bfloat16), filled(dtype=torch.float32)
+    found = head(where, SEEDS)
+    assert (found.shift.dtype, found.variance.dtype) == (torch.float32, torch.float32)
+    wide = PredictingStates(where.hidden.float(), where.targets, states(torch.float32).head, where.facts)
+    torch.testing.assert_close(found.shift, head(wide, SEEDS).shift, rtol=0.05, atol=0.05)
+    (found.shift.sum() + found.variance.sum()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
+    assert NoiseHead(WIDTH, VOCABULARY)(where, SEEDS).shift.tolist() == [0.0] * SCORES
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "cohere", "gpt_neox"])
 def test_predicting_states_give_the_log_probs_of_the_engine(architecture):
     model = tiny_model(architecture)

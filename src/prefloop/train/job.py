@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from prefloop.protocols import Loss, Progress
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
@@ -36,7 +36,9 @@ class Job:
 
 
 class Trainer(Protocol):
-    """A way to take optimizer steps: see `train/`."""
+    """A way to take optimizer steps: see `train/`. `needs_reference` says that the loss must have a reference."""
+
+    needs_reference: ClassVar[bool]
 
     def __call__(self, job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
         """Train `job.model` in place and return the training curve; go on from the newest state in its folder.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ EXTRA = "extra."
 @dataclass(frozen=True)
 class Update:
     """Plain minimisation of the loss with AdamW: what every method uses that says nothing else. Has no settings."""
+
+    needs_reference: ClassVar[bool] = False
 
     def __call__(self, job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
         """See `train`."""

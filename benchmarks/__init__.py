@@ -1,0 +1,1 @@
+"""prefloop against its rivals, in turn, on the same weights and data: `python -m benchmarks`."""
