@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prefloop.artifact import Artifact, write_json
+from prefloop.artifact import Artifact, write_json, write_text
 from prefloop.errors import Interrupted, PrefloopError
 from prefloop.evaluate.summary import verdict
 from prefloop.recipe import Recipe
@@ -72,19 +73,43 @@ def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:
         }
 
 
-@contextmanager
-def marking_failure(summary: dict[str, Any], root: Path) -> Iterator[None]:
-    """Note in `summary.json` that the run failed, if it does; a stopped run goes on being "running"."""
-    try:
-        yield
-    except PrefloopError as error:
-        if not isinstance(error, Interrupted):
-            save(summary, root, "failed")
-        raise
+@dataclass
+class Recorder:
+    """Writes `summary.json` and `recipe.yaml` of a run, from the moment that it makes something new.
 
+    A run that is refused because its folder holds the results of other settings changes neither.
+    """
 
-def save(summary: dict[str, Any], root: Path, state: str) -> None:
-    """Write `summary.json`; `state` is running, done or failed."""
-    summary["state"] = state
-    summary["verdict"] = verdict(summary)
-    write_json(root / SUMMARY, summary)
+    root: Path
+    summary: dict[str, Any]
+    recipe_yaml: str
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Note that something new is being made."""
+        if not self.begun:
+            self.begun = True
+            write_text(self.root / "recipe.yaml", self.recipe_yaml)
+            self.save("running")
+
+    def save(self, state: str) -> None:
+        """Write `summary.json`, if anything new was made; `state` is running, done or failed."""
+        self.summary["state"] = state
+        self.summary["verdict"] = verdict(self.summary)
+        if self.begun:
+            write_json(self.root / SUMMARY, self.summary)
+
+    def finish(self) -> None:
+        """Write both files: the run is done, whether it made anything new or found all of it."""
+        self.begin()
+        self.save("done")
+
+    @contextmanager
+    def marking_failure(self) -> Iterator[None]:
+        """Note in `summary.json` that the run failed, if it does; a stopped run goes on being "running"."""
+        try:
+            yield
+        except PrefloopError as error:
+            if not isinstance(error, Interrupted):
+                self.save("failed")
+            raise

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from prefloop import evidence, ledger, stages, training
-from prefloop.artifact import Artifact, locked, write_text
+from prefloop.artifact import Artifact, locked
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.report import write_report
@@ -78,20 +78,20 @@ def run(
     to_train_on = usable_prompts(prompts, parts)
     set_threads(recipe, policy)
     with locked(root):
-        here = Run(root, recipe, parts, progress or Quiet(), stop, redo)
-        stages.store_prompts(here, root / "prompts", prompts.prompts)
         settings = filled(recipe, parts)
-        write_text(root / "recipe.yaml", dump_yaml(settings, origins or {}))
         summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe, parts)])
-        with ledger.marking_failure(summary, root):
+        recorder = ledger.Recorder(root, summary, dump_yaml(settings, origins or {}))
+        here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
+        with recorder.marking_failure():
+            stages.store_prompts(here, root / "prompts", prompts.prompts)
             standing = _measure_start(here, policy, holdout, summary)
             if parts.order.needs_margins:
                 measured = stages.measure_margins(here, root / "start" / "3-margins", to_train_on, policy)
                 standing.margins = {row.prompt_id: row.margin for row in measured}
             for number in range(recipe.rounds):
-                ledger.save(summary, root, "running")
                 _round(here, number, to_train_on, holdout, standing, summary)
-        ledger.save(summary, root, "done")
+                recorder.save("running")
+        recorder.finish()
         write_report(root)
     return summary
 

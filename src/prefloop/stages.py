@@ -46,11 +46,15 @@ class Run:
     parts: Parts
     progress: Progress
     stop: Callable[[], bool]
+    begin: Callable[[], None]
     redo: bool = False
 
     def open(self, path: Path, key: Key, record: type[R] | None) -> Artifact[R] | Building[R]:
-        """Open an artifact of this run."""
-        return open_artifact(path, key, record, replace=self.redo)
+        """Open an artifact of this run; `begin` hears of it if there is something to make."""
+        opened = open_artifact(path, key, record, replace=self.redo)
+        if isinstance(opened, Building):
+            self.begin()
+        return opened
 
     def check_stop(self, where: str) -> None:
         """Raise `Interrupted` if the run was asked to stop; `where` names what is finished."""

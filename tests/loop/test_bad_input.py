@@ -169,11 +169,14 @@ def test_other_settings_are_refused_and_redo_makes_them(call, prompts, tmp_path)
     assert call(*run_arguments("embedded", prompts, out))[0] == 0
     samples = (out / "round-000" / "1-samples" / "manifest.json").stat().st_mtime_ns
     changed = run_arguments("embedded", prompts, out, "train.learning_rate=2e-4")
+    before = {name: (out / name).read_bytes() for name in ("summary.json", "recipe.yaml", "report.html")}
     code, message = call(*changed)
     assert code == 2
+    assert {name: (out / name).read_bytes() for name in before} == before
     assert "learning_rate: 0.0001 → 0.0002" in message
     assert "--redo" in message
     assert call(*changed, "--redo")[0] == 0
+    assert "learning_rate: 0.0002  # command line" in (out / "recipe.yaml").read_text()
     # A new learning rate does not throw samples away.
     assert (out / "round-000" / "1-samples" / "manifest.json").stat().st_mtime_ns == samples
     assert (out / "round-000" / "5-policy.replaced-1" / "model.safetensors").exists()
@@ -204,3 +207,10 @@ def test_bad_usage(call, monkeypatch, tmp_path, arguments, words):
     assert code in (2, 3)
     assert words in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_says_so_in_its_summary(call, prompts, tmp_path):
+    more = verifier(judge_file(tmp_path, "return 0.5"))
+    assert call(*run_arguments("embedded", prompts, tmp_path / "out", *more))[0] == 3
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["state"], summary["rounds"]) == ("failed", [])
