@@ -10,11 +10,11 @@ from rich.table import Table
 
 from benchmarks import machine, page, table
 from benchmarks.measure import ROOT, ChildFailed, compare
-from benchmarks.records import Case, Options
+from benchmarks.records import Case, Options, Results
 from benchmarks.workloads import LOOPS, WORKLOADS, scaling
 
 STORIES = "../shared/data/tinylm_stories260k/hf"
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
         if name in LOOPS and not stories and not asked.quick:
             console.print(f"{name}: no folder {asked.stories260k}: the story model that prefloop ships is used")
         cases = scaling(asked.quick) if name == "scaling" else WORKLOADS[name][1](asked.device, asked.quick)
-        failed |= not run_workload(name, cases, options, asked, arguments)
+        for case in cases:
+            if asked.cases in case.name:
+                failed |= not run_case(case, options, asked, arguments)
     return int(failed)
 
 
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's description."""
     found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     found.add_argument("--workloads", default=",".join(WORKLOADS), help="comma-separated, default all; '' for none")
+    found.add_argument("--cases", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     found.add_argument("--scaling", action="store_true", help="also train on 1k, 10k and 100k pairs")
     found.add_argument("--threads", type=int, default=1, help="CPU threads of every side, default 1")
     found.add_argument("--repeats", type=int, default=3, help="runs of every side, in turn, default 3")
@@ -55,12 +58,9 @@ def story_folder(named: str) -> str:
     return str(folder) if (folder / "config.json").is_file() else ""
 
 
-def run_workload(
-    name: str, cases: list[Case], options: Options, asked: argparse.Namespace, arguments: list[str]
-) -> bool:
-    """Measure the cases of one workload, print and store them; say whether all went well."""
-    section = page.Section(
-        workload=name,
+def run_case(case: Case, options: Options, asked: argparse.Namespace, arguments: list[str]) -> bool:
+    """Measure one case, print and store it; say whether all went well."""
+    entry = page.Entry(
         device=options.device,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=machine.command(arguments),
@@ -68,32 +68,28 @@ def run_workload(
         versions=machine.versions(),
         threads=options.threads,
         load=machine.load(),
-        cases=[],
     )
-    for case in cases:
-        try:
-            results = compare(case, options, asked.repeats, lambda text: console.print(text, style="dim"))
-        except ChildFailed as error:
-            console.print(str(error), style="red", markup=False)
-            return False
-        section.cases.append((case, results))
-        show(case, section)
-        page.store(section, asked.out)
-        page.write(asked.out)
+    try:
+        results = compare(case, options, asked.repeats, lambda text: console.print(text, style="dim"))
+    except ChildFailed as error:
+        console.print(str(error), style="red", markup=False)
+        return False
+    show(case, results, options.device)
+    page.store(entry, case, results, asked.out)
+    page.write(asked.out)
     return True
 
 
-def show(case: Case, section: page.Section) -> None:
-    """Print the last case of `section`."""
-    results = section.cases[-1][1]
+def show(case: Case, results: Results, device: str) -> None:
+    """Print a measured case."""
     shown = Table(*table.COLUMNS, title=f"{case.workload}: {case.name}")
-    for cells in table.rows(results, section.device):
+    for cells in table.rows(results, device):
         shown.add_row(*cells)
     console.print(shown)
     for line in [*table.ratio_lines(results), *table.detail_lines(results)]:
         console.print(f"  {line}")
     for bar in case.bars:
-        console.print(f"  {table.verdict(bar, case, results, section.device).replace('**', '')}")
+        console.print(f"  {table.verdict(bar, case, results, device).replace('**', '')}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ The measurements themselves lie beside the page as JSON, so that a run of some w
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import table
-from benchmarks.records import Case, Measurement, Results
+from benchmarks.records import Case, Results
 from benchmarks.workloads import SCALING, WORKLOADS
 
 BEGIN = "<!-- measured: begin -->"
@@ -19,10 +19,9 @@ TITLES = {name: title for name, (title, _) in WORKLOADS.items()} | {"scaling": S
 
 
 @dataclass
-class Section:
-    """The results of one workload's cases, and how they came about."""
+class Entry:
+    """How one case was measured."""
 
-    workload: str
     device: str
     date: str
     command: str
@@ -30,50 +29,40 @@ class Section:
     versions: str
     threads: int
     load: float
-    """Load average before the workload began."""
-    cases: list[tuple[Case, Results]]
+    """Load average before the case began."""
 
 
-def text_of(section: Section) -> str:
-    """Return a section as Markdown."""
-    lines = [f"## {section.workload}: {TITLES[section.workload]}", ""]
-    lines += [
-        f"{section.date} · {section.machine} · {section.threads} thread{'s' if section.threads > 1 else ''} · "
-        f"load before {section.load:.1f} · {section.versions}",
-        "",
-        f"`{section.command}`",
-        "",
-    ]
-    for case, results in section.cases:
-        lines += [f"### {case.name}", ""]
-        if case.note:
-            lines += [case.note, ""]
-        lines += [_row(table.COLUMNS), "|---" * len(table.COLUMNS) + "|"]
-        lines += [_row(cells) for cells in table.rows(results, section.device)]
-        lines.append("")
-        facts = [*table.ratio_lines(results), *table.detail_lines(results)]
-        facts += [table.verdict(bar, case, results, section.device) for bar in case.bars]
-        lines += [f"- {fact}" for fact in facts] + [""]
+def text_of(entry: Entry, case: Case, results: Results) -> str:
+    """Return a measured case as Markdown."""
+    threads = f"{entry.threads} thread{'s' if entry.threads > 1 else ''}"
+    lines = [f"### {case.name}", "", *([case.note, ""] if case.note else [])]
+    lines += [_row(table.COLUMNS), "|---" * len(table.COLUMNS) + "|"]
+    lines += [_row(cells) for cells in table.rows(results, entry.device)]
+    facts = [*table.ratio_lines(results), *table.detail_lines(results)]
+    facts += [table.verdict(bar, case, results, entry.device) for bar in case.bars]
+    lines += ["", *[f"- {fact}" for fact in facts]]
+    lines += [f"- {entry.date} · {threads} · load before {entry.load:.1f} · `{entry.command}`"]
+    lines += [f"- {entry.machine} · {entry.versions}", ""]
     return "\n".join(lines)
 
 
-def _row(cells: Any) -> str:
+def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def store(section: Section, out: Path) -> None:
-    """Put a section's measurements into the JSON file beside `out`."""
+def store(entry: Entry, case: Case, results: Results, out: Path) -> None:
+    """Put a case's measurements into the JSON file beside `out`."""
     path = out.with_suffix(".json")
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    facts = {k: v for k, v in asdict(section).items() if k != "cases"}
-    facts["cases"] = {case.name: _plain(results) for case, results in section.cases}
-    known[f"{section.workload} {section.device}"] = {**facts, "text": text_of(section)}
+    known[f"{case.workload} {entry.device} {case.name}"] = {
+        "workload": case.workload,
+        "case": case.name,
+        **asdict(entry),
+        "results": {label: [m.as_dict() for m in found] for label, found in results.items()},
+        "text": text_of(entry, case, results),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _plain(results: Results) -> dict[str, list[dict[str, Any]]]:
-    return {label: [Measurement.as_dict(m) for m in found] for label, found in results.items()}
 
 
 def write(out: Path) -> None:
@@ -83,7 +72,9 @@ def write(out: Path) -> None:
     if BEGIN not in page or END not in page:
         page += f"\n{BEGIN}\n{END}\n"
     head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
-    order = list(TITLES)
-    sections = sorted(known.values(), key=lambda s: (s["device"], order.index(s["workload"])))
-    measured = "\n".join(section["text"] for section in sections)
+    parts = []
+    for name, title in TITLES.items():
+        if found := [entry["text"] for entry in known.values() if entry["workload"] == name]:
+            parts += [f"## {name}: {title}\n", *found]
+    measured = "\n".join(parts)
     out.write_text(f"{head}{BEGIN}\n\n{measured}\n{END}{tail}", encoding="utf-8")

@@ -64,7 +64,7 @@ def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
 def sample(spec: LoopSpec, options: Options) -> Measurement:
     """Time sampling of one round's completions by `generate(num_return_sequences=K)`."""
     model, tokenizer = load_stories(options)
-    prompts = [prompt.text for prompt in round_prompts(spec, 0)]
+    prompts = [prompt.text for prompt in round_prompts(spec, 0, options)]
     generate(model, tokenizer, prompts[:4], LoopSpec(new_tokens=4))
     meter = Meter(options)
     meter.start()

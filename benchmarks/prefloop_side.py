@@ -118,7 +118,7 @@ def sample(spec: LoopSpec, options: Options) -> Measurement:
     policy = PolicyRef(folder, folder_digest(Path(folder)), -1)
     context = RoundContext(SEED, 0, policy, policy)
     sampler = Hf(completions=spec.completions, max_new_tokens=spec.new_tokens, device=options.device)
-    prompts = round_prompts(spec, 0)
+    prompts = round_prompts(spec, 0, options)
     replace(sampler, max_new_tokens=4)(prompts[:4], context)
     meter = Meter(options)
     meter.start()

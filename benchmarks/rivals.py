@@ -123,7 +123,7 @@ def _loop(spec: LoopSpec, options: Options, stage: Meter) -> dict[str, float]:
     model, tokenizer = load_stories(options)
     totals = dict.fromkeys(("pairs", "tokens", "completions", "seconds sampling", "seconds training"), 0.0)
     for number in range(spec.rounds):
-        prompts = [prompt.text for prompt in round_prompts(spec, number)]
+        prompts = [prompt.text for prompt in round_prompts(spec, number, options)]
         stage.start()
         groups = generate(model, tokenizer, prompts, spec)
         stage.stop()

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from benchmarks.records import Options
 from benchmarks.workloads import LoopSpec
-from prefloop.inputs import embedded_policy, embedded_prompts
+from prefloop.inputs import embedded_policy, resolve_prompts
 from prefloop.launch import read_recipe
-from prefloop.prompts.dataset import read_prompts
 from prefloop.recipe import Recipe
 from prefloop.rows import Prompt, digest_of
 
@@ -44,9 +43,9 @@ def loop_recipe(spec: LoopSpec, options: Options) -> tuple[Recipe, dict[str, str
     )
 
 
-def round_prompts(spec: LoopSpec, number: int) -> list[Prompt]:
+def round_prompts(spec: LoopSpec, number: int, options: Options) -> list[Prompt]:
     """Return the prompts that prefloop's round `number` takes: a slice of an order that the seed decides."""
-    train = read_prompts(str(embedded_prompts())).train
+    train = resolve_prompts(loop_recipe(spec, options)[0]).train
     ordered = sorted(train, key=lambda p: digest_of(SEED, p.prompt_id))
     first = number * spec.prompts
     return [ordered[(first + i) % len(ordered)] for i in range(min(spec.prompts, len(ordered)))]

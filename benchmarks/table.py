@@ -71,13 +71,14 @@ def ratio(results: Results, ours: str, rival: str, value: Value) -> tuple[float,
 
 
 def ratio_lines(results: Results) -> list[str]:
-    """Return how the first contender compares with each other one: wall time, CPU time, memory."""
+    """Return how the first contender compares with each other one: speed by both clocks, memory."""
     labels = [label for label, found in results.items() if found]
     lines = []
     for rival in labels[1:]:
-        faster, less, smaller = (ratio(results, labels[0], rival, value)[1] for value in (wall, cpu, peak))
+        by_wall, by_cpu, memory = (ratio(results, labels[0], rival, value)[1] for value in (wall, cpu, peak))
         lines.append(
-            f"{labels[0]} against {rival}: {faster} faster by wall time, {less} by CPU time, {smaller} less peak memory"
+            f"{labels[0]} against {rival}: {by_wall} the speed by wall time, {by_cpu} by CPU time; "
+            f"{memory} less peak memory"
         )
     return lines
 
@@ -101,6 +102,7 @@ def verdict(bar: Bar, case: Case, results: Results, device: str) -> str:
         figure = f"{100 * reached:.0f} %"
     elif bar.metric == "memory":
         reached, figure = ratio(results, bar.ours, bar.rival, peak)
+        figure += " less"
     else:
         by_wall, figure = ratio(results, bar.ours, bar.rival, wall)
         by_cpu, text = ratio(results, bar.ours, bar.rival, cpu)

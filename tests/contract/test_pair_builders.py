@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
         {"rule": "above_margin", "min_margin": 0.25, "max_pairs": 3},
     ],
     "dynamic_labels": [{"ties": "drop"}],
+    "rejection": [{"accept": 3}, {"accept": 3, "pairing": "tournament"}],
 }
 
 

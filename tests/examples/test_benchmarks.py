@@ -32,7 +32,7 @@ def test_a_quick_run_writes_tables_and_measurements(tmp_path):
     assert "| transformers.generate |" in page
 
     known = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    trained = known["W2 cpu"]["cases"]["24/12"]
+    trained = known["W2 cpu 24/12"]["results"]
     assert list(trained) == (["prefloop", "TRL"] if find_spec("trl") else ["prefloop"])
     for found in trained.values():
         assert found[0]["pairs"] == 4

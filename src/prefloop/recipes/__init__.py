@@ -21,7 +21,6 @@ PLANNED: Mapping[str, str] = MappingProxyType(
         "mrdpo": "arXiv 2506.15220",
         "self_rewarding": "arXiv 2401.10020",
         "meta_rewarding": "arXiv 2407.19594",
-        "rso": "arXiv 2309.06657",
         "step_dpo": "arXiv 2406.18629",
         "reward_model": "arXiv 2406.09279",
         "ppo": "arXiv 2406.09279",
