@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from benchmarks.records import Measurement, Options
 from benchmarks.workloads import HeadSpec, ModelSpec
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KIB = 1 if sys.platform == "darwin" else 1024
 """Unit of `ru_maxrss`."""
 
@@ -38,10 +39,12 @@ class Meter:
         self.wall = time.perf_counter() - self._began[0]
         self.cpu = time.process_time() - self._began[1]
 
-    def measurement(self, pairs: int = 0, tokens: int = 0, flops: float = 0.0, **details: float) -> Measurement:
+    def measurement(
+        self, pairs: int = 0, tokens: int = 0, flops: float = 0.0, precision: str = "fp32", **details: float
+    ) -> Measurement:
         """Return what was measured; reads memory first, then measures the machine's peak if `flops` are given."""
         peak = self._held()
-        machine = matrix_peak(self.options) if flops else 0.0
+        machine = matrix_peak(self.options, precision) if flops else 0.0
         return Measurement(self.wall, self.cpu, peak, self.base, pairs, tokens, flops, machine, dict(details))
 
     def _wait(self) -> None:
@@ -54,11 +57,11 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
 
 
-def matrix_peak(options: Options) -> float:
-    """Return the best of several square matrix products: FLOP per CPU second, on a GPU per second in bf16."""
+def matrix_peak(options: Options, precision: str = "fp32") -> float:
+    """Return the best of several square matrix products: FLOP per CPU second, on a GPU per second."""
     cuda = options.device == "cuda"
     size = 256 if options.quick else 8192 if cuda else 2048
-    left = torch.randn(size, size, device=options.device, dtype=torch.bfloat16 if cuda else torch.float32)
+    left = torch.randn(size, size, device=options.device, dtype=PRECISIONS[precision])
     meter = Meter(options)
     seconds = []
     for _ in range(6):

@@ -65,9 +65,13 @@ def train_pairs(spec: TrainSpec, options: Options, layout: str = "auto", apart: 
     layout = choose_layout(model)[0] if layout == "auto" else layout
     pairs = [unscored(str(i), *ids) for i, ids in enumerate(token_pairs(spec, apart))]
     settings = TrainSettings(
-        learning_rate=LEARNING_RATE, pairs_per_step=len(pairs), epochs=1 + spec.steps, device=options.device
+        learning_rate=LEARNING_RATE,
+        pairs_per_step=len(pairs),
+        epochs=1 + spec.steps,
+        precision=spec.precision,
+        device=options.device,
     )
-    with autocast(torch.device(options.device), "auto"):
+    with autocast(torch.device(options.device), spec.precision):
         pairs = score_reference(model, pairs, layout=layout, tokens_per_batch=settings.tokens_per_microbatch)
     if spec.lora_rank:
         model = add_lora(model, spec.lora_rank, 2.0 * spec.lora_rank)
@@ -85,7 +89,7 @@ def train_pairs(spec: TrainSpec, options: Options, layout: str = "auto", apart: 
             starts_at_reference=True,
         )
         train(job, StepClock(meter), lambda: False)
-    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec))
+    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec), spec.precision)
 
 
 def unscored(name: str, context: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple[int, ...]) -> TokenizedPair:

@@ -78,6 +78,7 @@ def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1) -> Meas
         config = trl_config(folder, options, len(pairs) // accumulated, 1e-6)
         config.num_train_epochs = 1 + spec.steps
         config.gradient_accumulation_steps = accumulated
+        config.bf16 = spec.precision == "bf16"
         trainer = TokenTrainer(
             model=build_model(spec.model, options),
             args=config,
@@ -87,7 +88,7 @@ def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1) -> Meas
             callbacks=[StepClock(meter)],
         )
         trainer.train()
-    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec))
+    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec), spec.precision)
 
 
 def blank_tokenizer() -> PreTrainedTokenizerBase:
