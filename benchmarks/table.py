@@ -88,9 +88,13 @@ def detail_lines(results: Results) -> list[str]:
     lines = []
     for label, found in results.items():
         if found and found[0].details:
-            parts = [f"{name} {median(m.details[name] for m in found):,.3g}" for name in found[0].details]
+            parts = [f"{name} {_short(median(m.details[name] for m in found))}" for name in found[0].details]
             lines.append(f"{label}: {', '.join(parts)}")
     return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def verdict(bar: Bar, case: Case, results: Results, device: str) -> str:

@@ -1,9 +1,11 @@
 import pytest
 
-from prefloop.errors import DataError
+from prefloop.components import build
+from prefloop.errors import ConfigError, DataError
 from prefloop.judge.given import Given as GivenScores
 from prefloop.prompts.dataset import read_prompts
 from prefloop.protocols import RoundContext
+from prefloop.recipe import Spec
 from prefloop.rows import Candidate, Message, PolicyRef
 from prefloop.sample.given import Given
 from tiny import write_jsonl
@@ -73,3 +75,10 @@ def test_a_prompt_without_completions_is_named(tmp_path):
     prompts = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q"}]))).prompts
     with pytest.raises(DataError, match=r"p\.jsonl:1: no completions"):
         Given()(prompts, CONTEXT)
+
+
+def test_what_has_no_meaning_for_given_completions_is_refused():
+    with pytest.raises(ConfigError, match="unknown key for kind given"):
+        build("sampler", Spec.model_validate({"kind": "given", "temperature": 0.5}))
+    with pytest.raises(ConfigError, match=r"sampler\.completions"):
+        Given(completions=-1)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from prefloop.errors import DataError
+from prefloop.errors import ConfigError, DataError
 from prefloop.protocols import RoundContext
 from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
 
@@ -21,10 +22,14 @@ class Given:
 
     completions: int = 0
     """At most this many of each prompt's candidates, ≥ 0; 0 (default): all of them."""
-    temperature: float = 1.0
-    """Has no meaning here and must be 1: nothing is drawn."""
-    top_p: float = 1.0
-    """Has no meaning here and must be 1: nothing is drawn."""
+
+    # Nothing is drawn, so these are no settings.
+    temperature: ClassVar[float] = 1.0
+    top_p: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.completions < 0:
+            raise ConfigError(f"sampler.completions (sample/given.py): must be ≥ 0, got {self.completions}")
 
     def __call__(self, prompts: Sequence[Prompt], context: RoundContext) -> list[SampleGroup]:
         """Return one group for each prompt, in order.
