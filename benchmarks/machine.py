@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,4 +54,4 @@ def load() -> float:
 def command(arguments: Sequence[str]) -> str:
     """Return the command line as a reader can repeat it: absolute paths become relative ones."""
     shown = [os.path.relpath(a) if os.path.isabs(a) else a for a in arguments]
-    return " ".join([Path(sys.executable).name.rstrip("0123456789."), "-m", "benchmarks", *shown])
+    return shlex.join([Path(sys.executable).name.rstrip("0123456789."), "-m", "benchmarks", *shown])

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.records import Measurement, Options
-from benchmarks.workloads import HeadSpec, ModelSpec
+from benchmarks.specs import HeadSpec, ModelSpec
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KIB = 1 if sys.platform == "darwin" else 1024

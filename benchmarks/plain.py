@@ -5,8 +5,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks.meter import Meter, head_inputs
 from benchmarks.records import Measurement, Options
+from benchmarks.specs import HeadSpec, LoopSpec
 from benchmarks.stories import round_prompts, story_model
-from benchmarks.workloads import HeadSpec, LoopSpec
 
 GENERATED_PROMPTS = 64
 """Prompts of one call of `generate`: with 4 completions each the fastest of 16, 64 and 256 on a CPU core."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.meter import Meter, build_model, head_inputs
 from benchmarks.records import Measurement, Options
+from benchmarks.specs import HeadSpec, LoopSpec, TrainSpec, token_pairs, useful_flops, useful_tokens
 from benchmarks.stories import SEED, loop_recipe, round_prompts, story_model
-from benchmarks.workloads import HeadSpec, LoopSpec, TrainSpec, token_pairs, useful_flops, useful_tokens
 from prefloop.loop import run
 from prefloop.losses.dpo import DPO
 from prefloop.models.adapters import add_lora

@@ -14,8 +14,8 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from benchmarks.meter import Meter, build_model, head_inputs
 from benchmarks.plain import generate, load_stories
 from benchmarks.records import Measurement, Options
+from benchmarks.specs import HeadSpec, LoopSpec, TrainSpec, token_pairs, useful_flops, useful_tokens
 from benchmarks.stories import round_prompts
-from benchmarks.workloads import HeadSpec, LoopSpec, TrainSpec, token_pairs, useful_flops, useful_tokens
 
 BETA = 0.1
 TRL_HEAD_CHUNK = 32_768

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.records import Options
-from benchmarks.workloads import LoopSpec
+from benchmarks.specs import LoopSpec
 from prefloop.inputs import embedded_policy, resolve_prompts
 from prefloop.launch import read_recipe
 from prefloop.recipe import Recipe
