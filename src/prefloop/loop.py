@@ -38,13 +38,17 @@ SMALL_MODEL = 5_000_000
 
 @dataclass
 class Standing:
-    """Who leads. `current` is the last promoted policy; `best` the one with the best held-out win rate."""
+    """Who leads. `current` is the last promoted policy; `best` the one with the best held-out win rate.
+
+    `versions` are all that were promoted, the first policy included, oldest first.
+    """
 
     start: PolicyRef
     start_judged: Artifact[JudgedGroup]
     current: PolicyRef
     best: PolicyRef
     best_judged: Artifact[JudgedGroup]
+    versions: list[PolicyRef] = field(default_factory=list)
     pairs: list[Artifact[PreferencePair]] = field(default_factory=list)
     margins: Mapping[str, float] = field(default_factory=dict)
 
@@ -103,7 +107,7 @@ def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary:
     samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
     summary["start"] = evidence.start_facts(here, samples, judged)
-    return Standing(policy, judged, policy, policy, judged)
+    return Standing(policy, judged, policy, policy, judged, versions=[policy])
 
 
 def _round(
@@ -118,7 +122,7 @@ def _round(
     recipe, folder = for_round(here.recipe, number), here.root / f"round-{number:03d}"
     here = replace(here, recipe=recipe, parts=build_parts(recipe))
     start = {"initial": standing.start, "previous": standing.current, "best": standing.best}[recipe.start_from]
-    context = RoundContext(recipe.seed, number, start, standing.start)
+    context = RoundContext(recipe.seed, number, start, standing.start, tuple(standing.versions))
     here.progress.say(f"round {number}: starts from {_name(start)}")
 
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
@@ -137,6 +141,7 @@ def _round(
     facts = evaluation.decision.facts
     if facts["accepted"]:
         standing.current = policy
+        standing.versions.append(policy)
         against_best = facts["metrics"].get("win_rate_vs_best")  # absent where the judge scored nothing
         if against_best is not None and against_best["value"] > EVEN:
             standing.best, standing.best_judged = policy, evaluation.judged

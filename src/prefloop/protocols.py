@@ -29,12 +29,14 @@ class RoundContext:
     """Where in a run a stage stands. `policy` made, or will make, the round's samples; `start` is the run's first.
 
     `seed` is the run's seed: every random stream is a function of (seed, round, prompt id, completion index).
+    `versions` are the policies that were promoted so far, the first one included, oldest first.
     """
 
     seed: int
     round: int
     policy: PolicyRef
     start: PolicyRef
+    versions: tuple[PolicyRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Sampler(Protocol):
     """Draws completions. Same context and prompts give the same completions, whatever was asked before.
 
     `prompts` is one part; the floating-point result may depend on which prompts share a part, so the caller keeps
-    parts fixed.
+    parts fixed. A sampler that draws from earlier policies too has a class attribute `uses_versions = True`.
     """
 
     @property
@@ -116,7 +118,9 @@ class PairBuilder(Protocol):
     """Makes preference pairs from judged groups.
 
     Where `needs_scores` is false, completions are not judged first. Where `needs_gold` is true, only prompts with a
-    reference answer take part; where `needs_scores` is true too, that answer is judged beside the completions.
+    reference answer take part; where `needs_scores` is true too, that answer is judged beside the completions. One that
+    makes views for a loss has a class attribute `views`, their names: see `views_of`. Where `one_sided` is true, a pair
+    may have an `ABSENT` side.
     """
 
     needs_scores: ClassVar[bool]
@@ -131,6 +135,8 @@ class Loss(Protocol):
     """A published objective: see `losses/`.
 
     `couples_rows` says that one row's loss depends on the other rows: the rows of a step must then stay together.
+    A loss that reads more than the two sides of a pair has a class attribute `views`, the names of what it reads
+    beside them, and the pair builder must make these: see `views_of`.
     """
 
     needs_reference: ClassVar[bool]
@@ -141,6 +147,22 @@ class Loss(Protocol):
     def __call__(self, logps: PairLogps) -> LossOutput:
         """Return one loss value for each row."""
         ...
+
+
+def uses_versions(sampler: Sampler) -> bool:
+    """Return whether a sampler's completions depend on `RoundContext.versions`; most do not and do not say so."""
+    return bool(getattr(sampler, "uses_versions", False))
+
+
+def views_of(part: Loss | PairBuilder) -> tuple[str, ...]:
+    """Return the names of the views that a loss reads or a pair builder makes; most have none and do not say so."""
+    names: tuple[str, ...] = getattr(part, "views", ())
+    return names
+
+
+def one_sided(builder: PairBuilder) -> bool:
+    """Return whether a pair builder's pairs may have an absent side; most have none and do not say so."""
+    return bool(getattr(builder, "one_sided", False))
 
 
 class Gate(Protocol):

@@ -118,12 +118,27 @@ class SampleGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judging model wrote about one completion: `judgement` answers `messages` and gave `score`.
+
+    `rating` ranks the judgements of one completion against each other where a meta-judge compared them, higher is
+    better; `None` where none did. Index `completion` is the completion's place in its group.
+    """
+
+    completion: int
+    messages: tuple[Message, ...]
+    judgement: Completion
+    score: float | None
+    rating: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JudgedGroup:
     """A `SampleGroup` with the judge's verdicts.
 
     `scores` has one entry for each completion, higher is better, `None` where the judge gave no verdict; `notes`
     then says why. `win_prob[i][j]` is the probability that completion i beats completion j, where the judge
-    compares; else `None`.
+    compares; else `None`. `judgements` are the judge's own texts, where it keeps them.
     """
 
     prompt: Prompt
@@ -136,6 +151,7 @@ class JudgedGroup:
     win_prob: tuple[tuple[float, ...], ...] | None
     judge: str
     notes: tuple[str | None, ...]
+    judgements: tuple[Judgement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +170,23 @@ class Verdict:
     scores: tuple[float | None, ...]
     notes: tuple[str | None, ...]
     win_prob: tuple[tuple[float, ...], ...] | None = None
+    judgements: tuple[Judgement, ...] = ()
+
+
+ABSENT = Completion("absent", "", (), None, "length", 0, "absent")
+"""The side that a pair does not have: a completion that is only known to be good, or only to be bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A completion under a prompt of its own, whose log-probs a loss needs beside the two sides of a pair.
+
+    `name` is what the loss calls it: see its `views`.
+    """
+
+    name: str
+    messages: tuple[Message, ...]
+    completion: Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +195,9 @@ class PreferencePair:
 
     `margin` is chosen score minus rejected score, in the judge's units, ≥ 0. `win_prob` is the probability that
     chosen is better, where the judge gave one. `weight` scales the pair's loss. `builder` names the pair rule.
-    `flipped` is true when a correction exchanged the two sides.
+    `flipped` is true when a correction exchanged the two sides. `prefix` stands between the prompt and both sides, and
+    is not trained on: the steps that two next steps share. A side may be `ABSENT`. `views` is what the loss reads
+    beside the sides.
     """
 
     pair_id: str
@@ -177,6 +212,18 @@ class PreferencePair:
     builder: str
     round: int
     flipped: bool = False
+    prefix: Completion | None = None
+    views: tuple[View, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedView:
+    """A `View` as the trainer reads it; `reference` holds one log-probability in nats for each of `tokens`."""
+
+    name: str
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+    reference: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +231,9 @@ class TokenizedPair:
     """A pair as the trainer reads it: token ids and, where the loss needs them, the reference's log-probs.
 
     `context` are the prompt's ids after the chat template, with the tokenizer's own beginning-of-sequence token
-    once. `reference_chosen` and `reference_rejected` hold one log-probability in nats for each completion token.
+    once, and the tokens that both sides share. `reference_chosen` and `reference_rejected` hold one log-probability in
+    nats for each completion token. An absent side has no tokens. `chosen_score` and `rejected_score` are the judge's.
+    `sampled_chosen` are the sampling policy's log-probs of the chosen side, where it was sampled.
     """
 
     pair_id: str
@@ -195,6 +244,10 @@ class TokenizedPair:
     reference_rejected: tuple[float, ...] | None
     win_prob: float | None
     weight: float
+    views: tuple[TokenizedView, ...] = ()
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    sampled_chosen: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

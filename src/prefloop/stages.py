@@ -14,7 +14,7 @@ from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
 from prefloop.models import causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
-from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler
+from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler, uses_versions
 from prefloop.recipe import Recipe
 from prefloop.rows import (
     TRAIN,
@@ -178,6 +178,8 @@ def sample(run: Run, path: Path, prompts: Sequence[Prompt], draw: Draw, context:
         "prompts_per_part": run.recipe.prompts_per_part,
     }
     inputs = {"prompts": digest_of([p.prompt_id for p in prompts]), "policy": context.policy.digest}
+    if uses_versions(draw.sampler):
+        inputs |= {f"version-{i}": version.digest for i, version in enumerate(context.versions)}
     opened = run.open(path, Key("samples", settings, inputs), SampleGroup)
     if isinstance(opened, Artifact):
         return opened
@@ -239,6 +241,7 @@ def _judged(group: SampleGroup, verdict: Verdict, judge_name: str) -> JudgedGrou
         win_prob=verdict.win_prob,
         judge=judge_name,
         notes=verdict.notes,
+        judgements=verdict.judgements,
     )
 
 

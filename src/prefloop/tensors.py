@@ -1,5 +1,6 @@
 """What losses read and return. Shapes: `row` is one pair, `token` one position of a completion, right-padded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float
@@ -33,12 +34,32 @@ class CompletionLogps:
 
 
 @dataclass(frozen=True)
+class ViewLogps:
+    """Log-probabilities of one more completion of each row, under a prompt of its own: see `rows.View`."""
+
+    policy: CompletionLogps
+    reference: CompletionLogps | None
+
+    def log_ratio(self) -> Float[Tensor, " row"]:
+        """Return log π − log π_ref, summed over tokens, nats.
+
+        Raises:
+            ValueError: there are no reference log-probabilities.
+
+        """
+        if self.reference is None:
+            raise ValueError("ViewLogps.log_ratio: the reference log-probabilities are missing")
+        return self.policy.total - self.reference.total
+
+
+@dataclass(frozen=True)
 class PairLogps:
     """Log-probabilities of a batch of pairs under policy and reference. Row i is pair i in every field.
 
     The reference fields are `None` for a loss that needs no reference. `win_prob` is the probability that chosen
     is better (1 where the judge gave a plain label); `weight` scales each row's loss in the trainer, not in the
-    loss.
+    loss. `views` holds by name what a loss asks for beside the two sides. A side that a row does not have is an empty
+    row: nothing of it is in the mask.
     """
 
     policy_chosen: CompletionLogps
@@ -47,6 +68,7 @@ class PairLogps:
     reference_rejected: CompletionLogps | None
     win_prob: Float[Tensor, " row"]
     weight: Float[Tensor, " row"]
+    views: Mapping[str, ViewLogps] = field(default_factory=dict)
 
     def log_ratios(self) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
         """Return log π − log π_ref of (chosen, rejected), summed over tokens, nats.

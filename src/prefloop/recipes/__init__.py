@@ -49,7 +49,8 @@ def methods() -> list[Method]:
         Method(name, "works", _module(name).SOURCE, (_module(name).__doc__ or "").partition("\n")[0])
         for name in available()
     ]
-    return working + [Method(name, "planned", source, "") for name, source in PLANNED.items()]
+    planned = [Method(name, "planned", source, "") for name, source in PLANNED.items() if name not in available()]
+    return working + planned
 
 
 def available() -> list[str]:
