@@ -99,9 +99,19 @@ class Artifact(Generic[R]):
         """
         if self.record is None:
             return
+        for path in self.part_paths():
+            yield list(read_rows(path, self.record))
+
+    def part_paths(self) -> Iterator[Path]:
+        """Yield the files of the parts, in order, each compared with the manifest first.
+
+        Raises:
+            CorruptArtifact: a part is missing or damaged.
+
+        """
         for name in sorted(n for n in self.manifest["files"] if n.startswith("part-")):
             self.check_file(name)
-            yield list(read_rows(self.path / name, self.record))
+            yield self.path / name
 
     def check_file(self, name: str) -> None:
         """Compare one file with the manifest.

@@ -22,7 +22,7 @@ from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
 from prefloop.prompts.dataset import PromptSet
-from prefloop.protocols import Allotment, Progress, Quiet, RoundContext
+from prefloop.protocols import Allotment, Progress, Quiet, RoundContext, one_sided, views_of
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
@@ -202,9 +202,29 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
             f"trainer.kind: {recipe.trainer.kind} works on the reference, but loss.kind {recipe.loss.kind} has none; "
             "choose a loss with one, such as dpo, or trainer.kind=update"
         )
-    if parts.loss.consumes != "pair":
+    check_pairs_fit(recipe, parts)
+
+
+def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
+    """Refuse a loss that cannot read what the pair builder makes.
+
+    Raises:
+        ConfigError: names both and what to change.
+
+    """
+    loss, builder = parts.loss, parts.pair_builder
+    if loss.consumes not in ("pair", "unpaired"):
+        raise ConfigError(f"loss.kind: {recipe.loss.kind} learns from {loss.consumes} data, which nothing makes yet")
+    if loss.consumes == "pair" and one_sided(builder):
         raise ConfigError(
-            f"loss.kind: {recipe.loss.kind} learns from {parts.loss.consumes} data, but pair_builder makes pairs"
+            f"loss.kind: {recipe.loss.kind} compares two sides, and pair_builder.kind {recipe.pair_builder.kind} makes "
+            "completions without a rival; choose a loss for unpaired data, such as sft, or another pair builder"
+        )
+    missing = [name for name in views_of(loss) if name not in views_of(builder)]
+    if missing:
+        raise ConfigError(
+            f"loss.kind: {recipe.loss.kind} reads {', '.join(missing)} beside the two sides of a pair, and "
+            f"pair_builder.kind {recipe.pair_builder.kind} does not make that; see docs/methods.md for what does"
         )
 
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,13 @@ class Run:
 def chunks(items: Sequence[T], size: int) -> list[list[T]]:
     """Cut `items` into lists of `size`; the last may be shorter."""
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items as they come; the last may be shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def write_parts(
@@ -260,17 +268,18 @@ def pair(run: Run, path: Path, judged: Artifact[JudgedGroup], context: RoundCont
     opened = run.open(path, Key("pairs", settings, {"judged": judged.digest}), PreferencePair)
     if isinstance(opened, Artifact):
         return opened
-    pairs = list(run.parts.pair_builder(judged, context))
+    count = 0
+    for index, part in enumerate(batched(run.parts.pair_builder(judged, context), PAIRS_PER_PART)):
+        opened.write_part(index, part)
+        count += len(part)
     facts = _judging_facts(judged)
-    if not pairs:
+    if not count:
         raise DataError(
             f"{path}: no pairs: {facts['groups_with_equal_scores']} of {facts['groups']} groups have equal scores, "
             f"{facts['completions_without_score']} completions have no score. Raise sampler.completions or "
             "sampler.temperature, or choose a judge that tells completions apart; `prefloop show` gives examples"
         )
-    for index, part in enumerate(chunks(pairs, PAIRS_PER_PART)):
-        opened.write_part(index, part)
-    return opened.finish({**facts, "pairs": len(pairs)})
+    return opened.finish({**facts, "pairs": count})
 
 
 def _judging_facts(judged: Iterable[JudgedGroup]) -> dict[str, int]:

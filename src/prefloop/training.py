@@ -2,8 +2,9 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
 from prefloop.models.training import checkpoint_activations
 from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
-from prefloop.stages import PAIRS_PER_PART, Run, chunks, completion_ids, layout_of
+from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
+from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
@@ -48,41 +50,66 @@ def batch(
         partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
     )
     sampled_by = reference.digest if reference else None
-    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, sampled_by)
-    if not tokenized.pairs:
-        raise DataError(f"{path}: no pair is left to train on; dropped: {dict(tokenized.dropped)}")
     layout, why = layout_of(run, lm.model)
     score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
-    source: dict[str, Any] = {"reference_logps": "none"}
-    if reference is not None:
-        source = _reference_source(tokenized.pairs, score)
-    run.progress.start("reference", len(tokenized.pairs), "pairs")
-    for index, part in enumerate(chunks(tokenized.pairs, PAIRS_PER_PART)):
+    facts = BatchFacts()
+    total = sum(artifact.rows for artifact in pairs)
+    run.progress.start("reference", total, "pairs")
+    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, facts.dropped, sampled_by)
+    for index, part in enumerate(batched(tokenized, PAIRS_PER_PART)):
+        facts.count(part)
+        use_sampler = reference is not None and _sampler_serves(part, score, facts)
         if not opened.has_part(index):
-            opened.write_part(index, score(part) if source["reference_logps"] == "computed" else part)
+            opened.write_part(index, part if reference is None or use_sampler else score(part))
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
     run.progress.finish()
-    facts = {
-        "pairs": len(tokenized.pairs),
-        "dropped": dict(tokenized.dropped),
-        "tokens": sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in tokenized.pairs),
-        "layout": layout,
-        "layout_why": why,
-        **source,
-    }
-    return opened.finish(facts, seconds=time.monotonic() - began)
+    if not facts.pairs:
+        raise DataError(f"{path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
+    return opened.finish(
+        {**facts.as_dict(with_reference=reference is not None), "layout": layout, "layout_why": why},
+        seconds=time.monotonic() - began,
+    )
 
 
-def _reference_source(
-    pairs: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
-) -> dict[str, Any]:
-    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the round."""
-    if any(p.reference_chosen is None or p.reference_rejected is None for p in pairs):
-        return {"reference_logps": "computed"}
-    probe = pairs[:: max(1, len(pairs) // SPOT_CHECKS)][:SPOT_CHECKS]
+@dataclass
+class BatchFacts:
+    """What 4-batches says of its pairs. `sampler_parts` of `parts` took the sampler's log-probs as the reference's."""
+
+    pairs: int = 0
+    tokens: int = 0
+    parts: int = 0
+    sampler_parts: int = 0
+    sampler_gap: float | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def count(self, part: Sequence[TokenizedPair]) -> None:
+        """Count the pairs of a part."""
+        self.parts += 1
+        self.pairs += len(part)
+        self.tokens += sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in part)
+
+    def as_dict(self, with_reference: bool) -> dict[str, Any]:
+        """Return the facts as the manifest holds them."""
+        sources = {0: "computed", self.parts: "sampler"}
+        facts: dict[str, Any] = {"pairs": self.pairs, "dropped": dict(self.dropped), "tokens": self.tokens}
+        facts["reference_logps"] = sources.get(self.sampler_parts, "both") if with_reference else "none"
+        return facts if self.sampler_gap is None else facts | {"sampler_gap": self.sampler_gap}
+
+
+def _sampler_serves(
+    part: Sequence[TokenizedPair],
+    score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]],
+    facts: BatchFacts,
+) -> bool:
+    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the part."""
+    if any(p.reference_chosen is None or p.reference_rejected is None or p.views for p in part):
+        return False
+    probe = part[:: max(1, len(part) // SPOT_CHECKS)][:SPOT_CHECKS]
     gap = sampler_gap(probe, score(probe))
-    return {"reference_logps": "sampler" if gap <= SAMPLER_GAP else "computed", "sampler_gap": gap}
+    facts.sampler_gap = max(gap, facts.sampler_gap or 0.0)
+    facts.sampler_parts += gap <= SAMPLER_GAP
+    return gap <= SAMPLER_GAP
 
 
 @dataclass(frozen=True)
@@ -124,7 +151,7 @@ def _train_and_export(
     model = _trainable(run, lm.model, lineage.policy, seed)
     job = Job(
         model=model,
-        pairs=list(batches),
+        pairs=PairStore(batches),
         loss=run.parts.loss,
         settings=recipe.train,
         layout=layout_of(run, lm.model)[0],

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from prefloop import losses
-from prefloop.tensors import CompletionLogps, LossOutput, PairLogps
+from prefloop.protocols import views_of
+from prefloop.tensors import CompletionLogps, LossOutput, PairLogps, ViewLogps
 
 ROWS, TOKENS = 4, 6
 SIDES = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
@@ -53,15 +54,42 @@ def pairs(needs_reference: bool) -> PairLogps:
     return PairLogps(**sides, win_prob=win_prob, weight=torch.ones(ROWS, dtype=torch.float64))
 
 
+def view(seed: int, needs_reference: bool) -> ViewLogps:
+    policy = side(seed)
+    reference = CompletionLogps(side(seed + 1).token_logps, policy.mask) if needs_reference else None
+    return ViewLogps(policy, reference)
+
+
 def inputs(method: type) -> PairLogps:
-    assert method.consumes == "pair", f"{method.__name__} consumes {method.consumes}: teach this suite how to make it"
-    return pairs(method.needs_reference)
+    logps = pairs(method.needs_reference)
+    views = {name: view(10 + 2 * i, method.needs_reference) for i, name in enumerate(views_of(method))}
+    logps = dataclasses.replace(logps, views=views)
+    if method.consumes == "pair":
+        return logps
+    assert method.consumes == "unpaired", f"{method.__name__} consumes {method.consumes}: teach this suite to make it"
+    return one_sided(logps)
+
+
+def one_sided(logps: PairLogps) -> PairLogps:
+    """Take the rejected side from even rows and the chosen one from odd rows."""
+    even = torch.arange(ROWS) % 2 == 0
+    absent = {"chosen": ~even, "rejected": even}
+
+    def without(name: str) -> CompletionLogps | None:
+        side = getattr(logps, name)
+        return side and CompletionLogps(side.token_logps, side.mask & ~absent[name.rpartition("_")[2]][:, None])
+
+    return dataclasses.replace(logps, **{name: without(name) for name in SIDES})
 
 
 def change(logps: PairLogps, how) -> PairLogps:
-    """Apply `how` to every side."""
+    """Apply `how` to every side and view."""
     changed = {name: how(getattr(logps, name)) for name in SIDES if getattr(logps, name) is not None}
-    return dataclasses.replace(logps, **changed)
+    views = {
+        name: ViewLogps(how(found.policy), found.reference and how(found.reference))
+        for name, found in logps.views.items()
+    }
+    return dataclasses.replace(logps, **changed, views=views)
 
 
 def with_gradients(logps: PairLogps) -> PairLogps:
@@ -76,7 +104,7 @@ def with_gradients(logps: PairLogps) -> PairLogps:
 def test_is_a_frozen_dataclass_that_says_what_it_needs(method):
     assert method.__dataclass_params__.frozen
     assert isinstance(method.needs_reference, bool)
-    assert method.consumes in ("pair", "list", "labeled", "step")
+    assert method.consumes in ("pair", "unpaired", "list")
     assert method.level in ("sequence", "token")
     assert "Departs from the paper" in method.__doc__
     assert "arXiv" in method.__doc__
@@ -146,10 +174,11 @@ def test_the_trainers_weight_is_left_to_the_trainer(method):
 
 @every_loss
 def test_needs_reference_says_the_truth(method):
-    without = pairs(needs_reference=False)
+    logps = inputs(method)
+    views = {name: ViewLogps(found.policy, None) for name, found in logps.views.items()}
+    without = dataclasses.replace(logps, reference_chosen=None, reference_rejected=None, views=views)
     if method.needs_reference:
         with pytest.raises(ValueError, match="reference"):
             method()(without)
     else:
-        # `inputs` has none either: every other test has run without one.
         assert method()(without).loss.isfinite().all()

@@ -15,7 +15,8 @@ from prefloop.models import adapters, logps, segments
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
 from prefloop.rows import TokenizedPair
 from prefloop.tensors import CompletionLogps
-from prefloop.train.batches import pair_logps, plan_steps
+from prefloop.train.batches import pair_logps
+from prefloop.train.plan import PairIndex, Plan
 
 VOCABULARY = 96
 PACKED = ("packed", "shared")
@@ -163,12 +164,12 @@ def pairs() -> list[TokenizedPair]:
 @pytest.mark.parametrize("layout", ["padded", *PACKED])
 def test_the_split_into_microbatches_changes_nothing(layout):
     model = tiny.tiny_model("llama")
-    lengths = [(len(p.context), len(p.chosen), len(p.rejected)) for p in pairs()]
+    lengths = [(len(p.context), len(p.chosen), len(p.rejected), 0) for p in pairs()]
     results = []
     for budget in (1, 40, 10_000):
         model.zero_grad()
         total = torch.zeros(())
-        (step,) = plan_steps(lengths, 8, 1, 0, budget)
+        (step,) = Plan(PairIndex.of_lengths(lengths, None), 8, 1, 0, budget)
         for microbatch in step:
             rows = pair_logps(model, [pairs()[i] for i in microbatch], layout)
             loss = (DPO()(rows).loss * rows.weight).sum()

@@ -127,20 +127,20 @@ def test_weights_of_pairs_scale_their_loss(tmp_path):
 
 
 def test_the_memory_probe_takes_the_largest_microbatch_and_leaves_no_gradient(tmp_path, monkeypatch):
-    one = job(tmp_path)
+    one = job(tmp_path, tokens_per_microbatch=1)
     lengths = [len(p.context) + len(p.chosen) + len(p.rejected) for p in one.pairs]
     longest = lengths.index(max(lengths))
     seen = []
     accumulate = update._accumulate
     monkeypatch.setattr(update, "_accumulate", lambda *a, **k: (seen.append(a[1]), accumulate(*a, **k)))
-    update.probe_memory(one, [[[index]] for index in range(len(one.pairs))])
+    update.probe_memory(one, update.plan_of(one))
     assert seen == [[[longest]]]
     assert all(p.grad is None for p in one.model.parameters())
 
 
-@pytest.mark.parametrize(("plan", "words"), [([[[0, 1]]], "tokens_per_microbatch"), ([[[0]]], "train.max_tokens")])
-def test_memory_that_does_not_suffice_names_the_setting(tmp_path, plan, words):
-    one = job(tmp_path)
+@pytest.mark.parametrize(("budget", "words"), [(10**6, "tokens_per_microbatch"), (1, r"train\.max_tokens")])
+def test_memory_that_does_not_suffice_names_the_setting(tmp_path, budget, words):
+    one = job(tmp_path, tokens_per_microbatch=budget)
 
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -148,7 +148,7 @@ def test_memory_that_does_not_suffice_names_the_setting(tmp_path, plan, words):
     one.model.register_forward_pre_hook(fail)
     one.model.get_decoder().register_forward_pre_hook(fail)
     with pytest.raises(ConfigError, match=words):
-        update.probe_memory(one, plan)
+        update.probe_memory(one, update.plan_of(one))
 
 
 def test_a_loss_that_couples_rows_is_never_split(tmp_path):

@@ -9,7 +9,14 @@ import tiny
 from prefloop.errors import ConfigError
 from prefloop.models.logps import TokenGroup, completion_logps
 from prefloop.rows import TokenizedPair
-from prefloop.train.batches import group_by_context, pair_logps, plan_steps
+from prefloop.train.batches import group_by_context, pair_logps
+from prefloop.train.plan import PairIndex, Plan
+
+
+def plan_steps(lengths, pairs_per_step, epochs, seed, tokens_per_microbatch, prompts=None):
+    index = PairIndex.of_lengths([(*triple, 0) for triple in lengths], prompts and [hash(p) for p in prompts])
+    return list(Plan(index, pairs_per_step, epochs, seed, tokens_per_microbatch))
+
 
 LENGTHS = [(10, 5, 5), (1, 1, 1), (30, 20, 10), (4, 8, 2), (7, 7, 7), (100, 50, 50), (2, 2, 1)]
 
@@ -125,7 +132,8 @@ def pairs_of_two_prompts() -> list[TokenizedPair]:
 
 
 def test_a_completion_of_several_pairs_is_computed_once():
-    groups, chosen, rejected = group_by_context(pairs_of_two_prompts())
+    found = group_by_context(pairs_of_two_prompts())
+    groups, chosen, rejected = found.groups, found.chosen, found.rejected
     assert [len(group.completions) for group in groups] == [4, 4]
     flat = [c for group in groups for c in group.completions]
     for pair, row, other in zip(pairs_of_two_prompts(), chosen, rejected, strict=True):

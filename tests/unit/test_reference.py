@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,11 @@ def completion(ids: tuple[int, ...], source: str = "policy") -> Completion:
     return Completion(f"c{ids}", "text", ids, tuple(-0.5 for _ in ids), "stop", 0, source)
 
 
+def tokenize(pairs, sampled_by=None):
+    dropped: Counter[str] = Counter()
+    return list(tokenize_pairs(pairs, ENCODING, dropped, sampled_by)), dict(dropped)
+
+
 def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], source: str = "policy") -> PreferencePair:
     return PreferencePair(
         "id", PROMPT, completion(chosen, source), completion(rejected), 1.0, 0.0, 1.0, None, 1.0, "test", 0
@@ -22,11 +28,11 @@ def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], source: str = "poli
 
 
 def test_pairs_that_teach_nothing_are_dropped_with_a_reason():
-    found = tokenize_pairs(
-        [pair((5,), (6,)), pair((), (6,)), pair((5,), (5,)), pair((5,) * 7, (6,)), pair((5,), (6,) * 7)], ENCODING
+    kept, dropped = tokenize(
+        [pair((5,), (6,)), pair((), (6,)), pair((5,), (5,)), pair((5,) * 7, (6,)), pair((5,), (6,) * 7)]
     )
-    assert [p.chosen for p in found.pairs] == [(5,)]
-    assert dict(found.dropped) == {
+    assert [p.chosen for p in kept] == [(5,)]
+    assert dropped == {
         "a side is empty": 1,
         "both sides have the same tokens": 1,
         "longer than train.max_tokens=8": 2,
@@ -34,15 +40,15 @@ def test_pairs_that_teach_nothing_are_dropped_with_a_reason():
 
 
 def test_the_length_limit_is_the_same_on_both_sides():
-    assert len(tokenize_pairs([pair((5,) * 6, (6,)), pair((5,), (6,) * 6)], ENCODING).pairs) == 2
+    assert len(tokenize([pair((5,) * 6, (6,)), pair((5,), (6,) * 6)])[0]) == 2
 
 
 def test_only_log_probs_of_the_reference_itself_are_kept():
-    (kept,) = tokenize_pairs([pair((5, 6), (7,))], ENCODING, sampled_by="policy").pairs
+    ((kept,), _) = tokenize([pair((5, 6), (7,))], "policy")
     assert (kept.reference_chosen, kept.reference_rejected) == ((-0.5, -0.5), (-0.5,))
-    (other,) = tokenize_pairs([pair((5, 6), (7,), source="gold")], ENCODING, sampled_by="policy").pairs
+    ((other,), _) = tokenize([pair((5, 6), (7,), source="gold")], "policy")
     assert (other.reference_chosen, other.reference_rejected) == (None, (-0.5,))
-    (none,) = tokenize_pairs([pair((5, 6), (7,))], ENCODING).pairs
+    ((none,), _) = tokenize([pair((5, 6), (7,))])
     assert (none.reference_chosen, none.reference_rejected) == (None, None)
 
 

@@ -49,11 +49,15 @@ class Mixture:
     consumes: ClassVar[str] = "pair"
     level: ClassVar[str] = "sequence"
     couples_rows: ClassVar[bool] = False
+    views: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         losses = [loss for _, _, loss in self._weighted]
         object.__setattr__(self, "needs_reference", any(loss.needs_reference for loss in losses))
         object.__setattr__(self, "level", "token" if any(loss.level == "token" for loss in losses) else "sequence")
+        object.__setattr__(self, "consumes", "pair" if any(loss.consumes == "pair" for loss in losses) else "unpaired")
+        views = dict.fromkeys(name for loss in losses for name in getattr(loss, "views", ()))
+        object.__setattr__(self, "views", tuple(views))
         # A loss that says nothing of it does not couple rows.
         object.__setattr__(self, "couples_rows", any(getattr(loss, "couples_rows", False) for loss in losses))
 
@@ -100,6 +104,6 @@ def _build(part: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{PLACE}: {kind}.{place}: {first['msg']}, got {first['input']!r}") from None
-    if loss.consumes != "pair":
-        raise ConfigError(f"{PLACE}: {kind} learns from {loss.consumes} data, a mixture from pairs")
+    if loss.consumes == "list":
+        raise ConfigError(f"{PLACE}: {kind} learns from whole lists, a mixture from pairs")
     return loss

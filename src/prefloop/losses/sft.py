@@ -20,7 +20,7 @@ class SFT:
     """
 
     needs_reference: ClassVar[bool] = False
-    consumes: ClassVar[str] = "pair"
+    consumes: ClassVar[str] = "unpaired"
     level: ClassVar[str] = "sequence"
     couples_rows: ClassVar[bool] = False
 

@@ -1,17 +1,18 @@
 """Training state on disk: weights, optimizer moments and position, whole or not at all; no pickle.
 
     .state/step-00000100/
-      weights.safetensors     trainable parameters
+      weights.safetensors     trainable parameters, and other tensors that the trainer carries along
       moments.safetensors     AdamW's first and second moments, by parameter name
       steps.parquet           the training curve so far
-      state.json              step, and the digests of the other files; written with the folder, in one rename
+      state.json              step, the trainer's notes, and the digests of the other files; written with the
+                              folder, in one rename
 
 The two newest states are kept. A damaged one is set aside under a clear name and the one before it is used.
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,12 +30,16 @@ _FILES = ("weights.safetensors", "moments.safetensors", "steps.parquet")
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that training goes on from: `step` optimizer steps are done."""
+    """Everything that training goes on from: `step` optimizer steps are done.
+
+    `notes` are numbers that a trainer keeps beside weights, such as which module has which role.
+    """
 
     step: int
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     steps: Sequence[StepLog]
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -45,7 +50,7 @@ def save_state(folder: Path, state: TrainingState) -> None:
         save_file({k: v.contiguous() for k, v in state.moments.items()}, temporary / _FILES[1])
         write_rows(temporary / _FILES[2], StepLog, state.steps)
         digests = {name: file_digest(temporary / name) for name in _FILES}
-        write_json(temporary / "state.json", {"step": state.step, "files": digests})
+        write_json(temporary / "state.json", {"step": state.step, "notes": dict(state.notes), "files": digests})
     for old in _states(folder)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -101,4 +106,5 @@ def _read(path: Path, device: torch.device) -> TrainingState:
     moments = load_file(path / _FILES[1])
     on_device = {k: v if k.endswith(".step") else v.to(device) for k, v in moments.items()}
     weights = load_file(path / _FILES[0], device=str(device))
-    return TrainingState(state["step"], weights, on_device, tuple(read_rows(path / _FILES[2], StepLog)))
+    steps = tuple(read_rows(path / _FILES[2], StepLog))
+    return TrainingState(state["step"], weights, on_device, steps, state.get("notes", {}))

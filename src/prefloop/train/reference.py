@@ -2,24 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from prefloop.models.logps import completion_logps
-from prefloop.rows import Completion, PreferencePair, Prompt, TokenizedPair
+from prefloop.rows import ABSENT, Completion, PreferencePair, Prompt, TokenizedPair, TokenizedView
 from prefloop.tensors import CompletionLogps
 from prefloop.train.batches import group_by_context
-
-
-@dataclass
-class Tokenized:
-    """Pairs as token ids, and how many were dropped for which reason."""
-
-    pairs: list[TokenizedPair] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -31,43 +23,70 @@ class Encoding:
     max_tokens: int
 
 
-def tokenize_pairs(pairs: Iterable[PreferencePair], encoding: Encoding, sampled_by: str | None = None) -> Tokenized:
+def tokenize_pairs(
+    pairs: Iterable[PreferencePair], encoding: Encoding, dropped: Counter[str], sampled_by: str | None = None
+) -> Iterator[TokenizedPair]:
     """Tokenize each side once. A sampled completion keeps the ids it was sampled with.
 
     Sides that the policy with digest `sampled_by` sampled keep its sampling log-probs as reference log-probs; whether
     these may be used is for `sampler_gap` to say.
 
-    A pair is dropped, and counted, when a side is empty, both sides have the same ids, or the prompt and the longer
-    side exceed `max_tokens`. Nothing is truncated: a cut completion teaches the wrong end.
+    A pair is left out, and counted in `dropped`, when a side is empty though it is not absent, both sides have the
+    same ids, or a prompt with its longest completion exceeds `max_tokens`. Nothing is truncated: a cut completion
+    teaches the wrong end.
     """
-    result = Tokenized()
     for pair in pairs:
-        context = tuple(encoding.prompt(pair.prompt))
-        chosen = tuple(encoding.completion(pair.chosen))
-        rejected = tuple(encoding.completion(pair.rejected))
-        if not chosen or not rejected:
-            result.dropped["a side is empty"] += 1
-        elif chosen == rejected:
-            result.dropped["both sides have the same tokens"] += 1
-        elif len(context) + max(len(chosen), len(rejected)) > encoding.max_tokens:
-            result.dropped[f"longer than train.max_tokens={encoding.max_tokens}"] += 1
+        tokenized = _tokenize(pair, encoding, sampled_by)
+        reason = _objection(pair, tokenized, encoding.max_tokens)
+        if reason:
+            dropped[reason] += 1
         else:
-            result.pairs.append(
-                TokenizedPair(
-                    pair_id=pair.pair_id,
-                    context=context,
-                    chosen=chosen,
-                    rejected=rejected,
-                    reference_chosen=_sampled_logps(pair.chosen, sampled_by),
-                    reference_rejected=_sampled_logps(pair.rejected, sampled_by),
-                    win_prob=pair.win_prob,
-                    weight=pair.weight,
-                )
-            )
-    return result
+            yield tokenized
+
+
+def _tokenize(pair: PreferencePair, encoding: Encoding, sampled_by: str | None) -> TokenizedPair:
+    shared = encoding.completion(pair.prefix) if pair.prefix is not None else []
+    views = tuple(
+        TokenizedView(
+            name=view.name,
+            context=tuple(encoding.prompt(replace(pair.prompt, messages=view.messages))),
+            tokens=tuple(encoding.completion(view.completion)),
+            reference=None,
+        )
+        for view in pair.views
+    )
+    return TokenizedPair(
+        pair_id=pair.pair_id,
+        context=(*encoding.prompt(pair.prompt), *shared),
+        chosen=tuple(encoding.completion(pair.chosen)),
+        rejected=tuple(encoding.completion(pair.rejected)),
+        reference_chosen=_sampled_logps(pair.chosen, sampled_by),
+        reference_rejected=_sampled_logps(pair.rejected, sampled_by),
+        win_prob=pair.win_prob,
+        weight=pair.weight,
+        views=views,
+        chosen_score=pair.chosen_score,
+        rejected_score=pair.rejected_score,
+        sampled_chosen=pair.chosen.sampler_logps,
+    )
+
+
+def _objection(pair: PreferencePair, tokenized: TokenizedPair, max_tokens: int) -> str:
+    """Return why a pair cannot be trained on; "" if it can."""
+    sides = ((pair.chosen, tokenized.chosen), (pair.rejected, tokenized.rejected))
+    if any(not ids and completion != ABSENT for completion, ids in sides):
+        return "a side is empty"
+    if tokenized.chosen == tokenized.rejected:
+        return "both sides have the same tokens"
+    longest = len(tokenized.context) + max(len(tokenized.chosen), len(tokenized.rejected))
+    if max(longest, *(len(view.context) + len(view.tokens) for view in tokenized.views), 0) > max_tokens:
+        return f"longer than train.max_tokens={max_tokens}"
+    return ""
 
 
 def _sampled_logps(side: Completion, sampled_by: str | None) -> tuple[float, ...] | None:
+    if side == ABSENT:
+        return ()
     return side.sampler_logps if sampled_by is not None and side.source == sampled_by else None
 
 
@@ -89,16 +108,16 @@ def score_reference(
     model: nn.Module, pairs: Sequence[TokenizedPair], layout: str, tokens_per_batch: int
 ) -> list[TokenizedPair]:
     """Return `pairs` with the log-probs of `model` for every completion token, in nats. Computes no gradients."""
+    names = [view.name for view in pairs[0].views] if pairs else []
     scored: list[TokenizedPair] = []
     for batch in _within_budget(pairs, tokens_per_batch):
-        groups, chosen, rejected = group_by_context(batch)
+        found = group_by_context(batch, names)
         with torch.inference_mode():
-            logps = completion_logps(model, groups, layout=layout)
-        values = rows_of(logps)
-        scored += [
-            replace(pair, reference_chosen=values[row], reference_rejected=values[other])
-            for pair, row, other in zip(batch, chosen, rejected, strict=True)
-        ]
+            values = rows_of(completion_logps(model, found.groups, layout=layout))
+        for place, pair in enumerate(batch):
+            views = tuple(replace(v, reference=values[found.views[v.name][place]]) for v in pair.views)
+            chosen, rejected = values[found.chosen[place]], values[found.rejected[place]]
+            scored.append(replace(pair, reference_chosen=chosen, reference_rejected=rejected, views=views))
     return scored
 
 
@@ -113,6 +132,7 @@ def _within_budget(pairs: Sequence[TokenizedPair], budget: int) -> Iterable[list
     used = 0
     for pair in pairs:
         size = len(pair.context) + len(pair.chosen) + len(pair.rejected)
+        size += sum(len(view.context) + len(view.tokens) for view in pair.views)
         if batch and used + size > budget:
             yield batch
             batch, used = [], 0

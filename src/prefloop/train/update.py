@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
-from prefloop.protocols import Progress
+from prefloop.protocols import Progress, views_of
 from prefloop.rows import NamedValue, StepLog
 from prefloop.tensors import LossOutput, PairLogps
-from prefloop.train.batches import pair_logps, plan_steps
+from prefloop.train.batches import pair_logps
 from prefloop.train.checkpoint import (
     TrainingState,
     load_state,
@@ -23,7 +23,9 @@ from prefloop.train.checkpoint import (
     save_state,
 )
 from prefloop.train.job import Job
+from prefloop.train.plan import Plan
 from prefloop.train.settings import TrainSettings
+from prefloop.train.store import index_of
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest allowed |log π − log π_ref| per token at step 0, nats, where policy and reference are the same model."""
@@ -50,6 +52,17 @@ class Player:
     named: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a trainer carries from step to step beside its players: part of the training state.
+
+    It is changed in place: by the trainer as it goes, and by `take_steps` when a state is read.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -101,26 +114,20 @@ def take_steps(
     accumulate: Callable[[int, Sequence[Sequence[int]]], Totals],
     progress: Progress,
     stop: Callable[[], bool],
+    carried: Carried | None = None,
 ) -> list[StepLog]:
     """Go through the plan of steps: gradients by `accumulate(step, microbatches)`, then a step of every player.
 
     The first player is the policy, whose gradient norm is logged. A player without gradients does not move. Names of
-    parameters differ between players. Raises as `train` does.
+    parameters, and of what is `carried`, differ. Raises as `train` does.
     """
+    carried = carried or Carried()
     settings = job.settings
-    lengths = [(len(p.context), len(p.chosen), len(p.rejected)) for p in job.pairs]
-    plan = plan_steps(
-        lengths,
-        settings.pairs_per_step,
-        settings.epochs,
-        job.seed,
-        settings.tokens_per_microbatch,
-        prompts=[p.context for p in job.pairs] if settings.keep_prompts_together else None,
-    )
+    plan = plan_of(job)
     require_whole_steps(job, plan)
     named = {name: p for player in players for name, p in player.named.items()}
     curve: list[StepLog] = []
-    first = _resume(job, players, curve)
+    first = _resume(job, players, carried, curve)
     if next(iter(named.values())).device.type != "cpu":
         probe_memory(job, plan)
     progress.start("train", len(plan), "steps", done=first)
@@ -144,11 +151,19 @@ def take_steps(
             player.optimizer.zero_grad(set_to_none=True)
         progress.advance(1, f"loss {curve[-1].loss:.4f}" if curve else "")
         if save:
-            _save(job, done, players, curve)
+            _save(job, done, players, carried, curve)
         if stopping and done < len(plan):
             raise Interrupted(f"training: stopped after step {done} of {len(plan)}; its state is on disk")
     progress.finish()
     return curve
+
+
+def plan_of(job: Job) -> Plan:
+    """Return which pairs make which step."""
+    settings, index = job.settings, index_of(job.pairs)
+    if not settings.keep_prompts_together:
+        index = index.apart()
+    return Plan(index, settings.pairs_per_step, settings.epochs, job.seed, settings.tokens_per_microbatch)
 
 
 def require_whole_steps(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -165,19 +180,15 @@ def require_whole_steps(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> No
         )
 
 
-def probe_memory(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
+def probe_memory(job: Job, plan: Plan) -> None:
     """Compute the largest microbatch once before the first step, so that memory ends now or not at all.
 
     Raises:
         ConfigError: it does not fit; the message names the settings that make it smaller.
 
     """
-
-    def tokens(microbatch: Sequence[int]) -> int:
-        rows = [job.pairs[i] for i in microbatch]
-        return sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in rows)
-
-    largest = max((microbatch for step in plan for microbatch in step), key=tokens)
+    largest = plan.longest()
+    tokens = int(plan.pairs.lengths[largest].sum())
     try:
         _accumulate(job, [largest], check_start=False)
     except torch.OutOfMemoryError as error:
@@ -185,7 +196,7 @@ def probe_memory(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> None:
         if len(largest) == 1:
             remedy = f"one pair does not fit: lower train.max_tokens (now {job.settings.max_tokens})"
         raise ConfigError(
-            f"training: the largest microbatch ({len(largest)} pairs, {tokens(largest)} tokens) does not fit into "
+            f"training: the largest microbatch ({len(largest)} pairs, {tokens} tokens) does not fit into "
             f"memory; {remedy}, set train.gradient_checkpointing=true, or train a LoRA adapter (train.lora.rank=16)"
         ) from error
     job.model.zero_grad(set_to_none=True)
@@ -224,21 +235,25 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
 
-def _save(job: Job, done: int, players: Sequence[Player], curve: Sequence[StepLog]) -> None:
-    weights: dict[str, Tensor] = {}
+def _save(job: Job, done: int, players: Sequence[Player], carried: Carried, curve: Sequence[StepLog]) -> None:
+    weights = dict(carried.tensors)
     moments: dict[str, Tensor] = {}
     for player in players:
         names: dict[Tensor, str] = {p: name for name, p in player.named.items()}
         weights |= {name: p.detach() for name, p in player.named.items()}
         moments |= optimizer_moments(player.optimizer, names)
-    save_state(job.state_folder, TrainingState(done, weights, moments, curve))
+    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes))
 
 
-def _resume(job: Job, players: Sequence[Player], curve: list[StepLog]) -> int:
+def _resume(job: Job, players: Sequence[Player], carried: Carried, curve: list[StepLog]) -> int:
     device = next(iter(players[0].named.values())).device
     state = load_state(job.state_folder, device)
     if state is None:
         return 0
+    with torch.no_grad():
+        for name, tensor in carried.tensors.items():
+            tensor.copy_(state.weights[name])
+    carried.notes.update(state.notes)
     for player in players:
         with torch.no_grad():
             for name, parameter in player.named.items():
@@ -256,7 +271,7 @@ def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bo
     for index, microbatch in enumerate(microbatches):
         rows = [job.pairs[i] for i in microbatch]
         with autocast(device, job.settings.precision):
-            logps = pair_logps(job.model, rows, layout=job.layout, needs_reference=job.loss.needs_reference)
+            logps = pair_logps(job.model, rows, job.layout, job.loss.needs_reference, views_of(job.loss))
         if check_start and index == 0:
             check_starts_at_reference(logps, job.settings.precision, device)
         output = job.loss(logps)
