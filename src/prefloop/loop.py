@@ -21,7 +21,6 @@ from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
-from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Allotment, Progress, Quiet, RoundContext, one_sided, views_of
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
@@ -79,7 +78,8 @@ def run(
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
     holdout = held_out(recipe, prompts)
-    to_train_on = usable_prompts(prompts, parts)
+    for number in range(recipe.rounds):
+        usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
     set_threads(recipe, policy)
     with locked(root):
         settings = filled(recipe, parts)
@@ -90,10 +90,10 @@ def run(
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             standing = _measure_start(here, policy, holdout, summary)
             if parts.order.needs_margins:
-                measured = stages.measure_margins(here, root / "start" / "3-margins", to_train_on, policy)
+                measured = stages.measure_margins(here, root / "start" / "3-margins", prompts.train, policy)
                 standing.margins = {row.prompt_id: row.margin for row in measured}
             for number in range(recipe.rounds):
-                _round(here, number, to_train_on, holdout, standing, summary)
+                _round(here, number, prompts.train, holdout, standing, summary)
                 recorder.save("running")
         recorder.finish()
         write_report(root)
@@ -121,12 +121,14 @@ def _round(
     """One turn of the loop."""
     recipe, folder = for_round(here.recipe, number), here.root / f"round-{number:03d}"
     here = replace(here, recipe=recipe, parts=build_parts(recipe))
-    start = {"initial": standing.start, "previous": standing.current, "best": standing.best}[recipe.start_from]
-    context = RoundContext(recipe.seed, number, start, standing.start, tuple(standing.versions))
+    by_name = {"initial": standing.start, "previous": standing.current, "best": standing.best}
+    start = by_name[recipe.start_from]
+    drawn_from = by_name.get(recipe.samples_from, start)
+    context = RoundContext(recipe.seed, number, drawn_from, standing.start, tuple(standing.versions))
     here.progress.say(f"round {number}: starts from {_name(start)}")
 
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
-    asked = stages.take_prompts(here, folder / "0-prompts", prompts, ask)
+    asked = stages.take_prompts(here, folder / "0-prompts", usable_prompts(prompts, here.parts), ask)
     samples = stages.sample(here, folder / "1-samples", list(asked), _draw(here), context)
     judged = stages.judge(here, folder / "2-judged", samples, _judge(here), context)
     pairs = stages.pair(here, folder / "3-pairs", judged, context)
@@ -228,7 +230,7 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
         )
 
 
-def usable_prompts(prompts: PromptSet, parts: Parts) -> tuple[Prompt, ...]:
+def usable_prompts(prompts: tuple[Prompt, ...], parts: Parts) -> tuple[Prompt, ...]:
     """Return the training prompts that the pair rule can use.
 
     Raises:
@@ -236,8 +238,8 @@ def usable_prompts(prompts: PromptSet, parts: Parts) -> tuple[Prompt, ...]:
 
     """
     if not parts.pair_builder.needs_gold:
-        return prompts.train
-    with_gold = tuple(p for p in prompts.train if p.gold is not None)
+        return prompts
+    with_gold = tuple(p for p in prompts if p.gold is not None)
     if not with_gold:
         raise DataError(
             "prompts: the pair rule needs a reference answer for each prompt and none has one; name the column that "

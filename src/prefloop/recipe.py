@@ -120,6 +120,9 @@ class Recipe(_Settings):
     """Decides whether a round's policy is promoted."""
     start_from: Literal["initial", "previous", "best"] = "previous"
     """Policy that a round starts from. previous: the last promoted one. best: the best by held-out win rate."""
+    samples_from: Literal["start", "previous", "best"] = "start"
+    """Policy that a round's completions are drawn from. start: the one that the round starts from. previous, best: as
+    in `start_from`; so a round can train the first policy on what a later one writes (rebirth tuning)."""
     reference: Literal["initial", "previous", "adapter_off", "none"] = "previous"
     """Reference of the loss: the run's first policy; the one the round starts from; the model under the LoRA
     adapter; or none, for a loss that needs none."""
@@ -132,8 +135,9 @@ class Recipe(_Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     """How every round is measured."""
     per_round: dict[str, tuple[Any, ...]] = {}
-    """Settings that change from round to round: {loss.beta: [0.1, 0.1, 5.0]}; the last value stays. Settings of
-    loss, train, trainer, pair_builder and sampler may be given."""
+    """What changes from round to round: {loss.beta: [0.1, 0.1, 5.0]}; the last value stays. Settings of loss, train,
+    trainer, pair_builder and sampler may be given, and loss, trainer, pair_builder, start_from, samples_from, reference
+    and replay as a whole: {loss: [dpo, dpo, sft]}."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads. auto: one for models under 5 M parameters, for which more are slower; else all."""
 
@@ -284,6 +288,8 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
 
 CHANGEABLE = ("loss", "train", "trainer", "pair_builder", "sampler")
 """Fields whose settings `per_round` may change."""
+EXCHANGEABLE = ("loss", "trainer", "pair_builder", "start_from", "samples_from", "reference", "replay")
+"""Fields that `per_round` may change as a whole."""
 
 
 def for_round(recipe: Recipe, number: int) -> Recipe:
@@ -295,8 +301,11 @@ def for_round(recipe: Recipe, number: int) -> Recipe:
     """
     layers = Layers(values=recipe.model_dump(mode="python", exclude={"per_round"}))
     for key, values in recipe.per_round.items():
-        if key.partition(".")[0] not in CHANGEABLE or "." not in key:
-            raise ConfigError(f"per_round: {key} cannot change; only settings of {', '.join(CHANGEABLE)} can")
+        if key not in EXCHANGEABLE and not ("." in key and key.partition(".")[0] in CHANGEABLE):
+            raise ConfigError(
+                f"per_round: {key} cannot change; settings of {', '.join(CHANGEABLE)} can, and as a whole "
+                f"{', '.join(EXCHANGEABLE)}"
+            )
         if not values:
             raise ConfigError(f"per_round: {key} has no values; give one for each round, or remove it")
         value: Any = values[min(number, len(values) - 1)]

@@ -10,7 +10,7 @@ import random
 import pytest
 
 import prefloop.pair
-from prefloop.protocols import RoundContext
+from prefloop.protocols import RoundContext, one_sided
 from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt, gold_completion, prompt_id
 
 POLICY = PolicyRef("p", "0", 0)
@@ -23,6 +23,9 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
         {"rule": "above_margin", "min_margin": 0.25, "max_pairs": 3},
     ],
     "dynamic_labels": [{"ties": "drop"}],
+    "guided": [{}, {"rule": "above_margin"}],
+    "own_samples": [{}, {"keep": "all", "stopped": True}],
+    "model_matrix": [{}, {"correction": "none"}, {"chosen_rungs": 0, "tie_margin": 0.25}],
     "rejection": [{"accept": 3}, {"accept": 3, "pairing": "tournament"}],
 }
 
@@ -157,6 +160,9 @@ def test_no_pair_comes_twice(builder):
 
 
 def test_ties_and_missing_scores_give_no_pair(builder):
+    if one_sided(builder):
+        assert all(pair.chosen_score is not None for pair in builder(TIES, CONTEXT))
+        return
     assert list(builder(TIES, CONTEXT)) == []
     assert list(builder([], CONTEXT)) == []
 

@@ -12,7 +12,7 @@ from prefloop.errors import ConfigError, DataError
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.recipes import available
-from prefloop.rows import GOLD, JudgedGroup, PreferencePair, StepLog, TokenizedPair
+from prefloop.rows import ABSENT, GOLD, JudgedGroup, PreferencePair, StepLog, TokenizedPair
 from tiny import write_jsonl
 
 SMALL = [
@@ -152,3 +152,32 @@ def test_dnpo_chooses_by_the_judge_after_its_warm_up(tmp_path):
     assert flipped[1] > 0
     steps = list(load_artifact(tmp_path / "round-001" / "5-policy", StepLog))
     assert {"saturation_before", "saturation_after"} <= {value.name for value in steps[0].extra}
+
+
+def test_mrdpo_is_reborn_from_the_first_policy_on_what_the_last_one_writes(tmp_path):
+    rebirth = {
+        "pair_builder": [{"kind": "guided"}, {"kind": "own_samples"}],
+        "loss": [{"kind": "guided"}, {"kind": "sft"}],
+        "start_from": ["previous", "initial"],
+        "samples_from": ["start", "previous"],
+    }
+    summary = call("mrdpo", tmp_path, *(f"per_round.{key}={json.dumps(value)}" for key, value in rebirth.items()))
+    first, start = summary["rounds"][0]["policy"]["digest"], summary["policy_start"]["digest"]
+    pairs = list(load_artifact(tmp_path / "round-000" / "3-pairs", PreferencePair))
+    assert all([view.completion.text for view in p.views] == [p.prompt.gold] for p in pairs)
+    assert all(GOLD not in (p.chosen.source, p.rejected.source) for p in pairs)
+    reborn = list(load_artifact(tmp_path / "round-001" / "3-pairs", PreferencePair))
+    assert {p.chosen.source for p in reborn} == {first}
+    assert {p.rejected for p in reborn} == {ABSENT}
+    policy = load_artifact(tmp_path / "round-001" / "5-policy", StepLog)
+    assert policy.manifest["inputs"]["policy"] == start
+    extra = {v.name for v in next(iter(load_artifact(tmp_path / "round-000" / "5-policy", StepLog))).extra}
+    assert extra == {"gold_cross_entropy"}
+
+
+def test_a_loss_that_reads_a_view_refuses_a_builder_that_does_not_make_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"guided reads gold beside the two sides .* pair_builder\.kind ranked"):
+        call("iterative_dpo", tmp_path, "loss.kind=guided")
+    with pytest.raises(ConfigError, match="completions without a rival"):
+        call("iterative_dpo", tmp_path, "pair_builder.kind=own_samples")
+    assert not list(tmp_path.iterdir())
