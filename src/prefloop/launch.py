@@ -46,7 +46,7 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     layers = Layers()
     method = recipes.find(name)
     layers.overlay(method.recipe().model_dump(exclude_unset=True), f"recipe {name}")
-    if "policy" not in user.values and "prompts" not in user.values:
+    if not _names(user.values.get("policy")) and not _names(user.values.get("prompts")):
         layers.overlay(EMBEDDED_DEFAULT, "embedded default")
         layers.overlay(vars(method).get("EMBEDDED", {}), "embedded default")
     # A setting that the user fixes does not change by round, unless the user says so too.
@@ -54,6 +54,11 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
         del layers.values["per_round"][key]
     layers.overlay(user.values, lambda key: user.origins[key])
     return layers
+
+
+def _names(setting: Any) -> bool:
+    """Return whether the user says which policy or prompts; `prompts.limit` alone does not."""
+    return isinstance(setting, str) or (isinstance(setting, Mapping) and "path" in setting)
 
 
 def read_recipe(target: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, str]]:

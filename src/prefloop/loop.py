@@ -21,7 +21,16 @@ from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
-from prefloop.protocols import Allotment, Progress, Quiet, RoundContext, one_sided, views_of
+from prefloop.protocols import (
+    Allotment,
+    ChecksPolicy,
+    ChecksSampler,
+    Progress,
+    Quiet,
+    RoundContext,
+    one_sided,
+    views_of,
+)
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
@@ -78,6 +87,8 @@ def run(
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
     holdout = held_out(recipe, prompts)
+    if isinstance(parts.sampler, ChecksPolicy):
+        parts.sampler.check_policy(policy)
     for number in range(recipe.rounds):
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
     set_threads(recipe, policy)
@@ -102,7 +113,7 @@ def run(
 
 def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary: dict[str, Any]) -> Standing:
     """Sample and judge the held-out prompts with the policy as it comes: what every round is compared with."""
-    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, policy)
+    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, policy, scratch=scratch_of(here.root))
     folder = here.root / "start"
     samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
@@ -124,7 +135,9 @@ def _round(
     by_name = {"initial": standing.start, "previous": standing.current, "best": standing.best}
     start = by_name[recipe.start_from]
     drawn_from = by_name.get(recipe.samples_from, start)
-    context = RoundContext(recipe.seed, number, drawn_from, standing.start, tuple(standing.versions))
+    context = RoundContext(
+        recipe.seed, number, drawn_from, standing.start, tuple(standing.versions), scratch_of(here.root)
+    )
     here.progress.say(f"round {number}: starts from {_name(start)}")
 
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
@@ -161,7 +174,7 @@ def _round(
 
 def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt], standing: Standing) -> Evaluation:
     """6-report: the new policy on the held-out prompts, against the start and the best so far, and the decision."""
-    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, standing.start)
+    context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, standing.start, scratch=scratch_of(here.root))
     samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
     logps = evidence.start_logps(here, folder / "3-start-logps", judged, standing.start)
@@ -169,6 +182,11 @@ def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt],
         here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged)
     )
     return Evaluation(samples, judged, logps, decision)
+
+
+def scratch_of(root: Path) -> str:
+    """Return the folder of a run in which judges keep what they paid for."""
+    return str(root / "judge-store")
 
 
 def reference_of(here: Run, start: PolicyRef, initial: PolicyRef) -> PolicyRef | None:
@@ -215,6 +233,8 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
 
     """
     loss, builder = parts.loss, parts.pair_builder
+    if isinstance(builder, ChecksSampler):
+        builder.check_sampler(parts.sampler)
     if loss.consumes not in ("pair", "unpaired"):
         raise ConfigError(f"loss.kind: {recipe.loss.kind} learns from {loss.consumes} data, which nothing makes yet")
     if loss.consumes == "pair" and one_sided(builder):

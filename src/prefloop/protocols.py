@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from prefloop.rows import (
     Decision,
@@ -29,7 +29,8 @@ class RoundContext:
     """Where in a run a stage stands. `policy` made, or will make, the round's samples; `start` is the run's first.
 
     `seed` is the run's seed: every random stream is a function of (seed, round, prompt id, completion index).
-    `versions` are the policies that were promoted so far, the first one included, oldest first.
+    `versions` are the policies that were promoted so far, the first one included, oldest first. A negative `round` is a
+    measurement on held-out prompts. `scratch` is a folder in which a judge may keep what must not be paid for twice.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class RoundContext:
     policy: PolicyRef
     start: PolicyRef
     versions: tuple[PolicyRef, ...] = ()
+    scratch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,24 @@ class Loss(Protocol):
 
     def __call__(self, logps: PairLogps) -> LossOutput:
         """Return one loss value for each row."""
+        ...
+
+
+@runtime_checkable
+class ChecksPolicy(Protocol):
+    """A sampler that cannot serve every policy says so before any work."""
+
+    def check_policy(self, policy: PolicyRef) -> None:
+        """Raise ConfigError if it cannot draw for a run that starts from `policy`."""
+        ...
+
+
+@runtime_checkable
+class ChecksSampler(Protocol):
+    """A pair builder that cannot use every sampler's completions says so before any work."""
+
+    def check_sampler(self, sampler: object) -> None:
+        """Raise ConfigError if completions of `sampler` make no pairs."""
         ...
 
 

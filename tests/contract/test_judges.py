@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import prefloop.judge
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, SampleGroup, prompt_id
+from scripted_endpoint import ScriptedEndpoint, comparer
 from tiny import BYTE_VOCABULARY, byte_tokenizer, save_tiny_policy
 
 POLICY = PolicyRef("p", "0", 0)
@@ -32,6 +33,7 @@ def tiny_classifier(folder):
 
 ARGUMENTS = {
     "verifier": lambda folder: {"mode": "exact"},
+    "llm": lambda folder: {"model": "judge", "base_url": ScriptedEndpoint(comparer).start().url, "mode": "compare"},
     "reward_model": lambda folder: {"path": tiny_classifier(folder / "classifier")},
     "implicit_reward": lambda folder: {
         "policy": str(save_tiny_policy(folder / "policy", seed=1)),

@@ -181,3 +181,19 @@ def test_a_loss_that_reads_a_view_refuses_a_builder_that_does_not_make_it(tmp_pa
     with pytest.raises(ConfigError, match="completions without a rival"):
         call("iterative_dpo", tmp_path, "pair_builder.kind=own_samples")
     assert not list(tmp_path.iterdir())
+
+
+def test_tso_with_one_policy_and_no_human_answers_refuses_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match=r"sampler\.smaller lists no models"):
+        call("tso", tmp_path / "out", "pair_builder.human=false")
+    assert not (tmp_path / "out").exists()
+
+
+def test_srpo_scores_both_sides_after_both_drafts(tmp_path):
+    call("srpo", tmp_path, "rounds=1", "prompts.limit=200", settings=GIVEN)
+    batch = list(load_artifact(tmp_path / "round-000" / "4-batches", TokenizedPair))
+    assert all([len(view.tokens) for view in p.views] == [len(p.chosen), len(p.rejected)] * 2 for p in batch)
+    assert all(view.reference is not None for p in batch for view in p.views)
+    first = next(iter(load_artifact(tmp_path / "round-000" / "5-policy", StepLog)))
+    assert first.loss == pytest.approx(1 - 0.8 / 2, abs=1e-3)
+    assert {v.name for v in first.extra} == {"revision_loss", "joint_loss", "revision_margin"}

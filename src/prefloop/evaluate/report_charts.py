@@ -1,5 +1,6 @@
 """What the report draws: metrics by round, scores as histograms, training by step."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,22 @@ def step_charts(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:
             {"chosen": lambda s: s.chosen_logp, "rejected": lambda s: s.rejected_logp},
         ),
         _by_step(rounds, "Gradient norm", "before clipping", {"norm": lambda s: s.grad_norm}),
+        *_extra_charts(rounds),
     ]
+
+
+def _extra_charts(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:
+    """Return a curve of each number that a loss or trainer logs of its own, over the steps that have it."""
+    names = dict.fromkeys(value.name for steps in rounds for step in steps for value in step.extra)
+
+    def read(name: str) -> Callable[[StepLog], float]:
+        return lambda step: next((v.value for v in step.extra if v.name == name), math.nan)
+
+    charts = []
+    for name in names:
+        having = [kept for steps in rounds if (kept := [s for s in steps if any(v.name == name for v in s.extra)])]
+        charts.append(_by_step(having, name.replace("_", " ").capitalize(), "mean over a step", {name: read(name)}))
+    return charts
 
 
 def _by_round(
