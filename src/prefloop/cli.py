@@ -132,6 +132,35 @@ def show(run_folder: RunFolder) -> None:
 
 
 @app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A run's folder (its best policy), or a policy's folder.")],
+    overrides: Overrides = None,
+    revisions: Annotated[
+        str, typer.Option(help="Numbers of self-revisions to compare, as 0,1,2,3. Default: the run's own sampling.")
+    ] = "",
+    lm_eval: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
+) -> None:
+    """Measure a policy on held-out prompts, or on tasks of lm-evaluation-harness."""
+    from prefloop.evaluate.terminal import evaluation_table, tasks_table
+    from prefloop.evaluation import evaluate as measure
+    from prefloop.evaluation import evaluate_tasks
+    from prefloop.launch import read_policy
+
+    recipe = read_policy(target, overrides or [])
+    if lm_eval:
+        console.print(tasks_table(evaluate_tasks(recipe, _listed(lm_eval, str, "--lm-eval"))))
+        return
+    root = out or Path("runs") / f"evaluate-{target.resolve().name}"
+    with _bars() as (progress, stop):
+        rows = measure(recipe, root, _listed(revisions, int, "--revisions"), progress=progress, stop=stop)
+    names = ["the run's own" if row.revisions is None else f"revised {row.revisions} times" for row in rows]
+    found = [(name, row.found.metrics) for name, row in zip(names, rows, strict=True)]
+    console.print(evaluation_table(found, names[0]))
+    console.print(f"results      {root / 'evaluation.json'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(run_folder: RunFolder) -> None:
     """Write the run's report.html anew."""
     from prefloop.evaluate.report import write_report
@@ -184,16 +213,31 @@ def schema() -> None:
 
 
 def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
-    from prefloop.console import ConsoleProgress
     from prefloop.loop import run as run_loop
+
+    with _bars() as (progress, stop):
+        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
+    _show(root, summary)
+
+
+@contextmanager
+def _bars() -> Iterator[tuple[Any, Callable[[], bool]]]:
+    """Show progress bars, and turn a signal into a request to stop."""
+    from prefloop.console import ConsoleProgress
 
     progress = ConsoleProgress(console)
     try:
         with _stop_requested() as stop:
-            summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
+            yield progress, stop
     finally:
         progress.close()
-    _show(root, summary)
+
+
+def _listed(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
+    try:
+        return [kind(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{option}: {text!r} is not a comma-separated list of numbers") from error
 
 
 def _show(root: Path, summary: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import recipes
+from prefloop.artifact import read_json
 from prefloop.errors import ConfigError
 from prefloop.recipe import Layers, Recipe, build_recipe, read_override, read_yaml
 
@@ -54,6 +55,31 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
         del layers.values["per_round"][key]
     layers.overlay(user.values, lambda key: user.origins[key])
     return layers
+
+
+def read_policy(target: Path, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe by which `prefloop evaluate` measures `target`: a run's folder, or a policy's.
+
+    A run, and a policy inside one, bring their own prompts, judge and sampler; for another policy `overrides` must.
+
+    Raises:
+        ConfigError: the run has no readable recipe, or a setting is wrong.
+
+    """
+    layers = Layers()
+    layers.overlay({"sampler": {"kind": "hf"}}, "default")
+    in_run = next((folder for folder in (target, *target.parents[:3]) if (folder / "summary.json").is_file()), None)
+    if in_run is not None:
+        values, origin = read_yaml(in_run / "recipe.yaml")
+        layers.overlay(values, origin)
+        if in_run == target:
+            best = read_json(in_run / "summary.json")["policy_best"]
+            inside = target / best["path"]
+            target = inside if inside.is_dir() else Path(best["path"])
+    layers.overlay({"policy": {"path": str(target)}}, "command line")
+    for text in overrides:
+        layers.overlay(read_override(text), "command line")
+    return build_recipe(layers)
 
 
 def _names(setting: Any) -> bool:

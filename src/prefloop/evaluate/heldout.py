@@ -15,7 +15,7 @@ Every policy completes the same held-out prompts, so comparisons are within a pr
   drawn.
 - `length` (tokens): tokens sampled, the end token included.
 - `repetition` (share, 0–1): 1 − distinct / total of a completion's runs of 3 consecutive words; 0 for fewer
-  than 3 words. See `words` for what a word is.
+  than 3 words. See `text_metrics.words` for what a word is.
 - `distinct_2` (share, 0–1): distinct / total of 2 consecutive words over all completions of all prompts (Li
   et al. 2016, arXiv 1510.03055). It falls with the number of completions, so compare it within a run only.
 - `stopped` (0–100 %): share of completions that ended by themselves, `finish_reason` stop.
@@ -23,8 +23,6 @@ Every policy completes the same held-out prompts, so comparisons are within a pr
 A completion that the judge gave no score is left out of score metrics and counted in `facts`.
 """
 
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -36,28 +34,32 @@ from prefloop.evaluate.bootstrap import (
     RESAMPLES,
     FloatArray,
     Interval,
-    jackknife,
     paired_bootstrap,
     ratio_bootstrap,
 )
+from prefloop.evaluate.text_metrics import PERCENT, SHARE, distinct, per_prompt, repetition, words
 from prefloop.rows import Completion, JudgedGroup, Metric
+
+__all__ = [
+    "FEW_PROMPTS",
+    "PERCENT",
+    "SHARE",
+    "Findings",
+    "baseline_metrics",
+    "candidate_metrics",
+    "repetition",
+    "words",
+]
 
 FEW_PROMPTS = 20
 """Below this many prompts an interval is too wide and its coverage too uncertain to decide much; a warning says so."""
 
-PERCENT = (0.0, 100.0)
-SHARE = (0.0, 1.0)
-
 _NAMED = 5  # prompt ids that an error lists before it only counts
 _MANY_UNSCORED = 0.1
 
-# Scripts written without spaces between words: kana, Han, Thai, Lao, Khmer, Burmese.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*|[^\w\s]")
-
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class Findings:
     """Metrics by name; `facts` counts prompts, completions and what was left out; `warnings` are sentences."""
 
     metrics: dict[str, Metric]
@@ -65,34 +67,7 @@ class HeldOut:
     warnings: tuple[str, ...]
 
 
-def words(text: str) -> list[str]:
-    """Return the lower-cased words of a text.
-
-    A word is a run of letters, digits and inner apostrophes; a single character of a script that is written
-    without spaces (Chinese, Japanese, Thai, …); or a single punctuation mark, so that "!!!!!!" counts as
-    repetition.
-
-    Example:
-        >>> words("Don't go, Tom!")
-        ["don't", 'go', ',', 'tom', '!']
-
-    """
-    return _WORD.findall(text.lower())
-
-
-def repetition(text: str) -> float:
-    """Return the share of repeated 3-grams, 1 − distinct / total over `words`; 0 for fewer than 3 words.
-
-    Example:
-        >>> repetition("so happy so happy so happy")
-        0.5
-
-    """
-    grams = _grams(text, 3)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def baseline_metrics(groups: Sequence[JudgedGroup], *, seed: int = 0, resamples: int = RESAMPLES) -> HeldOut:
+def baseline_metrics(groups: Sequence[JudgedGroup], *, seed: int = 0, resamples: int = RESAMPLES) -> Findings:
     """Return the metrics of the start policy: those that compare with nothing.
 
     Win rates (50 %), gains (0) and KL (0) of the start against itself hold by definition and are not in the
@@ -110,7 +85,7 @@ def baseline_metrics(groups: Sequence[JudgedGroup], *, seed: int = 0, resamples:
     candidate = _by_prompt(groups, "the policy")
     bench = _Bench(seed, resamples)
     _own(bench, candidate)
-    return _held_out(bench, candidate, {"unscored": _unscored(candidate)})
+    return _findings(bench, candidate, {"unscored": _unscored(candidate)})
 
 
 def candidate_metrics(
@@ -121,7 +96,7 @@ def candidate_metrics(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> HeldOut:
+) -> Findings:
     """Return all metrics of a round's policy; see the module's docstring for what each means.
 
     A metric that cannot be measured (no scores, no log-probs) is absent and a warning says why.
@@ -155,7 +130,7 @@ def candidate_metrics(
         bench.mean(f"win_rate_vs_{name}", wins, "%", "all K × K pairs of a prompt, ties half", PERCENT)
         bench.warnings += _unlike(candidate, other, whom)
     facts["without_logps"] = _kl(bench, candidate, start_logps)
-    return _held_out(bench, candidate, facts)
+    return _findings(bench, candidate, facts)
 
 
 class _Bench:
@@ -254,17 +229,17 @@ def _own(bench: _Bench, groups: Mapping[str, JudgedGroup]) -> None:
     """Measure what needs no other policy."""
     scored = [_scores(g) for g in groups.values()]
     bench.mean("judge_score", [_average(s) for s in scored if s], "score", "mean over prompts")
-    bench.mean("length", _each(groups, _length), "tokens", "mean over prompts, end token included")
+    bench.mean("length", per_prompt(groups.values(), _length), "tokens", "mean over prompts, end token included")
     bench.mean(
         "repetition",
-        _each(groups, lambda c: repetition(c.text)),
+        per_prompt(groups.values(), lambda c: repetition(c.text)),
         "share",
         "repeated 3-grams of words, mean over prompts",
         SHARE,
     )
     bench.mean(
         "stopped",
-        _each(groups, lambda c: 100.0 * (c.finish_reason == "stop")),
+        per_prompt(groups.values(), lambda c: 100.0 * (c.finish_reason == "stop")),
         "%",
         "mean over prompts",
         PERCENT,
@@ -273,21 +248,10 @@ def _own(bench: _Bench, groups: Mapping[str, JudgedGroup]) -> None:
 
 
 def _distinct(bench: _Bench, groups: Mapping[str, JudgedGroup]) -> None:
-    by_prompt = [Counter(gram for c in g.completions for gram in _grams(c.text, 2)) for g in groups.values()]
-    holders = Counter(gram for grams in by_prompt for gram in grams)
-    total = sum(grams.total() for grams in by_prompt)
-    # Without prompt i, its grams are gone from the total, and those that only it has from the distinct ones.
-    rest = [(sum(holders[g] == 1 for g in grams), total - grams.total()) for grams in by_prompt]
-    if total == 0 or not all(left for _, left in rest):
+    try:
+        bench.metrics["distinct_2"] = distinct(list(groups.values()), 2)
+    except DataError:
         bench.warnings.append("distinct_2 was not measured: fewer than two prompts have a completion of two words")
-        return
-    interval = jackknife(len(holders) / total, [(len(holders) - own) / left for own, left in rest], bounds=SHARE)
-    bench.add(
-        "distinct_2",
-        interval,
-        "share",
-        "distinct 2-grams of words over all completions, delete-one-prompt jackknife",
-    )
 
 
 def _kl(bench: _Bench, groups: Mapping[str, JudgedGroup], start_logps: Mapping[str, Sequence[float] | None]) -> int:
@@ -328,7 +292,7 @@ def _log_ratios(completion: Completion, start: Sequence[float]) -> list[float]:
     return ratios
 
 
-def _held_out(bench: _Bench, candidate: Mapping[str, JudgedGroup], facts: Mapping[str, int]) -> HeldOut:
+def _findings(bench: _Bench, candidate: Mapping[str, JudgedGroup], facts: Mapping[str, int]) -> Findings:
     counts = {
         "prompts": len(candidate),
         "completions": sum(len(g.completions) for g in candidate.values()),
@@ -344,13 +308,7 @@ def _held_out(bench: _Bench, candidate: Mapping[str, JudgedGroup], facts: Mappin
             f"the judge gave no score to {counts['unscored']} of {counts['completions']} held-out "
             "completions; their notes say why"
         )
-    return HeldOut(bench.metrics, counts, tuple(bench.warnings))
-
-
-def _each(groups: Mapping[str, JudgedGroup], measure: Callable[[Completion], float | None]) -> list[float]:
-    """Return the mean over completions of `measure`, for each prompt where it is known for one at least."""
-    found = ([v for c in g.completions if (v := measure(c)) is not None] for g in groups.values())
-    return [_average(values) for values in found if values]
+    return Findings(bench.metrics, counts, tuple(bench.warnings))
 
 
 def _over(
@@ -382,11 +340,6 @@ def _unscored(groups: Mapping[str, JudgedGroup]) -> int:
 
 def _length(completion: Completion) -> float | None:
     return None if completion.token_ids is None else float(len(completion.token_ids))
-
-
-def _grams(text: str, size: int) -> list[tuple[str, ...]]:
-    found = words(text)
-    return list(zip(*(found[i:] for i in range(size)), strict=False))
 
 
 def _average(values: Iterable[float]) -> float:

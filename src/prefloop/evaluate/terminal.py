@@ -1,6 +1,6 @@
 """The run's rounds as a table for the terminal: what `prefloop demo` and `prefloop show` print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -50,6 +50,29 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(
             str(entry["round"]), *_cells(entry["metrics"]), _decision(entry["accepted"], entry["round"] == best)
         )
+    return table
+
+
+def evaluation_table(rows: Sequence[tuple[str, Mapping[str, Metric]]], first: str) -> Table:
+    """Return one row for each (label, metrics); win rates are against the row `first`."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = Text("95 % intervals · length in tokens"), "left"
+    table.add_column("sampling", no_wrap=True)
+    shown = [("score", "judge_score"), (f"win % vs {first}", "win_rate_vs_start"), ("length", "length")]
+    shown += [("repeat", "repetition"), ("stopped %", "stopped")]
+    for heading, _ in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, metrics in rows:
+        table.add_row(label, *(_cell(metrics.get(name), name != "repetition") for _, name in shown))
+    return table
+
+
+def tasks_table(metrics: Mapping[str, Metric]) -> Table:
+    """Return one row for each metric of a benchmark, with its 95 % interval."""
+    table = Table("metric", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("value", justify="right", no_wrap=True)
+    for name, metric in metrics.items():
+        table.add_row(Text(name), _cell(metric, with_interval=True))
     return table
 
 

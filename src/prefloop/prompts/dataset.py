@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefloop.constraints.instructions import gold_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.prompts.candidates import candidates, with_explicit_prompt
 from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Message, Prompt, prompt_id
@@ -301,6 +302,8 @@ def _messages_and_gold(
         raise DataError(f"{place}: {name} is an empty prompt; give it text or remove the row")
     if gold is not None:
         answer = _gold(place, gold, row.get(gold))
+    elif answer is None and "instruction_id_list" in row:  # IFEval: what a constraints judge checks
+        answer = gold_of(row)
     elif answer is None:
         found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if _is_gold(row.get(key))]
         answer = found[0] if found else None
