@@ -35,6 +35,8 @@ FOLDERS = {
     "gate": "evaluate",
 }
 """The folder in which the `kind` of each recipe field is looked up."""
+LONGEST_PATH = 200
+"""Characters of a setting up to which it may name a file."""
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
 """Files of a model folder on which its scores depend."""
 
@@ -158,15 +160,19 @@ def kinds(place: str) -> list[str]:
 
 def key_of(component: Any, kind: str) -> dict[str, Any]:
     """Return what a stage's key says of a component: kind, every field, and the content of files that it names."""
+    without_effect = getattr(component, "without_effect", ())  # such as a budget: it changes no result
     settings: dict[str, Any] = {"kind": kind, **dataclasses.asdict(component)}
+    settings = {name: value for name, value in settings.items() if name not in without_effect}
     contents = {value: _content(value) for value in settings.values() if isinstance(value, str)}
     return settings | {f"content of {value}": digest for value, digest in contents.items() if digest}
 
 
 def _content(named: str) -> str | None:
-    """Return the digest of a user's Python file or of a model folder; `None` for a value that names neither."""
+    """Return the digest of a user's Python file, a template or a model folder; `None` for a value that names none."""
+    if len(named) > LONGEST_PATH:
+        return None  # a text, and the system would not look it up
     path = Path(named.rpartition(":")[0] if ".py:" in named else named)
-    if path.suffix == ".py" and path.is_file():
+    if path.suffix in (".py", ".txt") and path.is_file():
         return file_digest(path)
     if (path / "config.json").is_file():
         return digest_of([(p.name, file_digest(p)) for p in sorted(path.iterdir()) if p.suffix in MODEL_FILES])
