@@ -1,4 +1,4 @@
-"""What the user brings: policy and prompts, resolved to files before any work; `embedded` names prefloop's own."""
+"""What the user brings: policy and prompts, resolved to files before any work; `embedded…` names prefloop's own."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -11,19 +11,33 @@ from prefloop.rows import PolicyRef, Prompt
 
 EMBEDDED = "embedded"
 EMBEDDED_PREFERENCES = "embedded-preferences"
+EMBEDDED_SUMS = "embedded-sums"
 MIN_HOLDOUT = 20
 """Fewer held-out prompts than this give intervals that decide nothing."""
 
+_POLICIES = {EMBEDDED: "story_model", EMBEDDED_SUMS: "sums_model"}
+_PROMPTS = {
+    EMBEDDED: "story_prompts.jsonl",
+    EMBEDDED_PREFERENCES: "story_preferences.jsonl",
+    EMBEDDED_SUMS: "sums_prompts.jsonl",
+}
 
-def embedded_policy() -> Path:
-    """Return the folder of the story model that prefloop ships."""
-    return Path(str(files("prefloop") / "assets" / "story_model"))
+
+def embedded_policy(name: str = EMBEDDED) -> Path:
+    """Return the folder of a model that prefloop ships: the story model, or the one that does sums step by step.
+
+    Raises:
+        ValueError: prefloop ships no model of this name.
+
+    """
+    if name not in _POLICIES:
+        raise ValueError(f"no embedded model {name!r}; there are {', '.join(_POLICIES)}")
+    return Path(str(files("prefloop") / "assets" / _POLICIES[name]))
 
 
 def embedded_prompts(name: str) -> Path | None:
-    """Return the file that `name` means: story openings, or pairs of continuations; `None` for a user's own path."""
-    shipped = {EMBEDDED: "story_prompts.jsonl", EMBEDDED_PREFERENCES: "story_preferences.jsonl"}
-    return Path(str(files("prefloop") / "assets" / shipped[name])) if name in shipped else None
+    """Return the file that `name` means: story openings, pairs of continuations, or sums; `None` for a user's path."""
+    return Path(str(files("prefloop") / "assets" / _PROMPTS[name])) if name in _PROMPTS else None
 
 
 def policy_folder(recipe: Recipe) -> Path:
@@ -37,7 +51,7 @@ def policy_folder(recipe: Recipe) -> Path:
     if recipe.policy is None:
         raise ConfigError("policy: not set; give a save_pretrained folder or a hub id (policy=PATH), or `embedded`")
     named = recipe.policy.path
-    folder = embedded_policy() if named == EMBEDDED else causal_lm.locate(named, recipe.policy.revision)
+    folder = embedded_policy(named) if named in _POLICIES else causal_lm.locate(named, recipe.policy.revision)
     causal_lm.check_folder(folder)
     return folder
 
