@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types bench docs clean
+.PHONY: install demo test lint types bench claims docs clean
 
 install: $(STAMP)
 
@@ -34,6 +34,9 @@ types: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+claims: install
+	$(BIN)/python -m benchmarks.claims
 
 docs: install
 	$(BIN)/python tools/make_method_docs.py

@@ -17,6 +17,7 @@ from prefloop.models.logps import choose_layout
 from prefloop.rows import TokenizedPair
 from prefloop.train.job import Job
 from prefloop.train.settings import TrainSettings
+from prefloop.train.store import PairStore
 from prefloop.train.update import train
 
 PAIRS_PER_PART = 512
@@ -38,7 +39,7 @@ def train_large(spec: ScalingSpec, options: Options) -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         stored = write_pairs(spec, Path(folder) / "batches")
         began = time.perf_counter()
-        pairs = list(stored)
+        pairs = PairStore(stored)
         read = time.perf_counter()
         job = Job(
             model=model,
@@ -57,9 +58,9 @@ def train_large(spec: ScalingSpec, options: Options) -> Measurement:
     trained = (clock.steps - 1) * spec.pairs_per_step
     return meter.measurement(
         trained,
-        trained * sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in pairs) // len(pairs),
+        trained * int(pairs.pairs.lengths.sum()) // len(pairs),
         **{
-            "µs to read a pair": (read - began) / spec.pairs * 1e6,
+            "µs to index a pair": (read - began) / spec.pairs * 1e6,
             "µs to plan a pair": (clock.planned - read) / spec.pairs * 1e6,
             "ms to train a pair": meter.wall / trained * 1e3,
         },

@@ -81,6 +81,15 @@ class ScalingSpec:
     model: ModelSpec = ModelSpec(32, 48, 2, 4, 4, 512, 256)
 
 
+@dataclass(frozen=True)
+class MethodSpec:
+    """Training of a method on the story model and the pairs that prefloop ships."""
+
+    steps: int = 16
+    """Timed steps, after a first one that warms up."""
+    pairs_per_step: int = 16
+
+
 TINY = ModelSpec(32, 48, 2, 4, 4, 512, 256)
 ONE_BILLION = ModelSpec(2048, 8192, 16, 32, 8, 128_256, 4096)
 

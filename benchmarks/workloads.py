@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from benchmarks.records import Bar, Case, Contender
-from benchmarks.specs import ONE_BILLION, TINY, HeadSpec, LoopSpec, ModelSpec, ScalingSpec, TrainSpec
+from benchmarks.specs import ONE_BILLION, TINY, HeadSpec, LoopSpec, MethodSpec, ModelSpec, ScalingSpec, TrainSpec
 
 PREFLOOP = Contender("prefloop", "prefloop_side:train_pairs")
 TRL = Contender("TRL", "rivals:train_pairs", needs="trl")
@@ -95,6 +95,20 @@ def _lora(device: str, quick: bool) -> list[Case]:
     return [Case("W6", f"LoRA rank 16, {case.name}", spec, (PREFLOOP, replace(TRL, label="TRL + peft")))]
 
 
+def _methods(device: str, quick: bool) -> list[Case]:
+    spec = MethodSpec(1, 4) if quick else MethodSpec()
+    full = ("iterative_rpo", "simpo", "asft", "ln_dpo", "sppo", "dnpo", "tso", "srpo", "tr_dpo")
+    cases = []
+    for name, methods, lora in (("all weights", full, 0), ("LoRA rank 16", ("ofs_dpo", "mrdpo"), 16)):
+        baseline = Contender("DPO", "methods_side:train_method", {"method": "iterative_dpo", "lora": lora})
+        sides = [Contender(m, baseline.target, {"method": m, "lora": lora}) for m in methods]
+        note = (
+            "Gradient steps on the same pairs, reference log-probs stored; SPIN, sDPO and Curry-DPO train as DPO does."
+        )
+        cases.append(Case("W7", name, spec, (baseline, *(sides[:2] if quick else sides)), (), note))
+    return cases
+
+
 def scaling(quick: bool) -> list[Case]:
     """Return the same training on ever larger data sets."""
     sizes = (100, 1_000) if quick else (1_000, 10_000, 100_000)
@@ -109,6 +123,7 @@ WORKLOADS: Mapping[str, tuple[str, Callable[[str, bool], list[Case]]]] = {
     "W4": ("The log-prob head on a large vocabulary", _head),
     "W5": ("Sampling on stories260K", _sampling),
     "W6": ("LoRA on all linear layers", _lora),
+    "W7": ("Each method's training beside plain DPO's", _methods),
 }
 """Title and cases by name."""
 

@@ -186,14 +186,60 @@ def export(
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def label(
+    run_folder: RunFolder,
+    round_number: Annotated[int | None, typer.Option("--round", help="Default: the latest with pairs.")] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Your name beside the verdicts. Default: the page asks.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0: the run's usual port, or any free one.")] = 0,
+    host: Annotated[str, typer.Option(help="Another than this machine's own asks for --password-env.")] = "127.0.0.1",
+    password_env: Annotated[str | None, typer.Option(help="Environment variable that holds the password.")] = None,
+    export_to: Annotated[Path | None, typer.Option("--export", help="Write verdicts as JSONL; no page.")] = None,
+    import_from: Annotated[Path | None, typer.Option("--import", help="Take verdicts in from JSONL; no page.")] = None,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")] = False,
+) -> None:
+    """Judge a round's pairs on a local page, or move such verdicts as files: see docs/labelling.md."""
+    from prefloop.label.serving import address, export_file, import_file, serve
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    _require_run(run_folder)
+    if import_from is not None and export_to is not None:
+        raise ConfigError("label: --import and --export at once; do one after the other")
+    if import_from is not None:
+        lines = import_file(run_folder, round_number, import_from, annotator)
+    elif export_to is not None:
+        lines = export_file(run_folder, round_number, export_to, annotator)
+    else:
+        where = address(host, port, password_env)
+        serve(run_folder, round_number, where, say, annotator=annotator, browse=browse)
+        return
+    for line in lines:
+        say(line)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    presets: Annotated[bool, typer.Option("--presets", help="List published settings of losses instead.")] = False,
+) -> None:
     """List the methods, their state and their source."""
     from dataclasses import asdict
 
     from rich.table import Table
 
+    from prefloop.losses._presets import PRESETS
     from prefloop.recipes import methods as all_methods
 
+    if presets:
+        listed = Table("preset", "settings", "source", box=None, padding=(0, 2, 0, 0))
+        for name, published in PRESETS.items():
+            values = {**published.loss, **{f"train.{key}": value for key, value in published.train.items()}}
+            listed.add_row(name, ", ".join(f"{key}={value}" for key, value in values.items()), published.source)
+        console.print(listed)
+        return
     found = all_methods()
     if as_json:
         typer.echo(json.dumps([asdict(m) for m in found], indent=1))
@@ -241,6 +287,7 @@ def _listed(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 
 
 def _show(root: Path, summary: dict[str, Any]) -> None:
+    from prefloop.evaluate.displacement import displacement_lines
     from prefloop.evaluate.terminal import summary_table
 
     console.print()
@@ -250,6 +297,8 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
         for index, reason in enumerate(entry["why"]):
             head = f"round {entry['round']} {label}: " if index == 0 else "  "
             console.print(head + reason, markup=False, highlight=False, soft_wrap=True)
+        for line in displacement_lines(entry):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print()

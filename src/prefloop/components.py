@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.artifact import file_digest
 from prefloop.errors import ConfigError
-from prefloop.protocols import Gate, Judge, Loss, Order, PairBuilder, Sampler
+from prefloop.protocols import Corrector, Gate, Judge, Loss, Order, PairBuilder, Sampler
 from prefloop.recipe import Recipe, Spec, nearest
 from prefloop.rows import digest_of
 from prefloop.train.job import Trainer
@@ -29,6 +29,8 @@ FOLDERS = {
     "eval_sampler": "sample",
     "judge": "judge",
     "eval_judge": "judge",
+    "corrector": "correct",
+    "locator": "judge",
     "pair_builder": "pair",
     "loss": "losses",
     "trainer": "train",
@@ -54,6 +56,8 @@ class Parts:
     loss: Loss
     trainer: Trainer
     gate: Gate
+    corrector: Corrector | None = None
+    locator: Judge | None = None
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -79,6 +83,8 @@ def build_parts(recipe: Recipe) -> Parts:
         loss=build("loss", recipe.loss),
         trainer=build("trainer", recipe.trainer),
         gate=build("gate", recipe.gate),
+        corrector=build("corrector", recipe.corrector) if recipe.corrector else None,
+        locator=build("locator", recipe.locator) if recipe.locator else None,
     )
 
 
@@ -184,10 +190,9 @@ def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     values: dict[str, Any] = recipe.model_dump(mode="json")
     for place in ("order", "sampler", "judge", "pair_builder", "loss", "trainer", "gate"):
         values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
-    if recipe.eval_sampler is not None:
-        values["eval_sampler"] = {"kind": recipe.eval_sampler.kind, **_plain(parts.eval_sampler)}
-    if recipe.eval_judge is not None:
-        values["eval_judge"] = {"kind": recipe.eval_judge.kind, **_plain(parts.eval_judge)}
+    for place in ("eval_sampler", "eval_judge", "corrector", "locator"):
+        if values[place] is not None:
+            values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
     return values
 
 

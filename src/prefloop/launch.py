@@ -7,6 +7,7 @@ from typing import Any
 from prefloop import recipes
 from prefloop.artifact import read_json
 from prefloop.errors import ConfigError
+from prefloop.losses._presets import preset
 from prefloop.recipe import Layers, Recipe, build_recipe, read_override, read_yaml
 
 EMBEDDED_DEFAULT: Mapping[str, Any] = {
@@ -50,6 +51,9 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     if not _names(user.values.get("policy")) and not _names(user.values.get("prompts")):
         layers.overlay(EMBEDDED_DEFAULT, "embedded default")
         layers.overlay(vars(method).get("EMBEDDED", {}), "embedded default")
+    if chosen := user.values.get("preset"):
+        published = preset(str(chosen))
+        layers.overlay(published.layer(), f"preset {chosen}: {published.source}")
     # A setting that the user fixes does not change by round, unless the user says so too.
     for key in set(user.origins) & set(layers.values.get("per_round", {})):
         del layers.values["per_round"][key]

@@ -52,6 +52,7 @@ def add_round(
             "accepted": facts["accepted"],
             "why": facts["why"],
             "metrics": facts["metrics"],
+            "by_origin": facts.get("by_origin", {}),
             "facts": {name: stage.facts for name, stage in stages.items() if stage.facts},
             "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items() if stage.seconds is not None},
             "tokens": {name: stage.facts["tokens"] for name, stage in stages.items() if "tokens" in stage.facts},

@@ -4,26 +4,29 @@ Read `run` from top to bottom. Every stage is a call that returns a finished art
 already the call returns at once, so that running is also resuming.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from prefloop import evidence, ledger, stages, training
-from prefloop.artifact import Artifact, locked
+from prefloop.artifact import Artifact, locked, read_json
+from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
-from prefloop.errors import ConfigError, DataError
+from prefloop.correction import check_corrector, correct
+from prefloop.errors import ConfigError, CorruptArtifact, DataError
 from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
+from prefloop.models import causal_lm
+from prefloop.models.threads import cores, fastest_threads
 from prefloop.protocols import (
     Allotment,
     ChecksPolicy,
+    ChecksPrompts,
     ChecksSampler,
     Progress,
     Quiet,
@@ -40,8 +43,6 @@ EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
 EVEN = 50.0
 """Win rate of a policy against itself, in percent."""
-SMALL_MODEL = 5_000_000
-"""Parameters up to which one CPU thread is faster than several."""
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Standing:
     best: PolicyRef
     best_judged: Artifact[JudgedGroup]
     versions: list[PolicyRef] = field(default_factory=list)
+    past: Past = NOTHING_PAST
     pairs: list[Artifact[PreferencePair]] = field(default_factory=list)
     margins: Mapping[str, float] = field(default_factory=dict)
 
@@ -89,15 +91,17 @@ def run(
     holdout = held_out(recipe, prompts)
     if isinstance(parts.sampler, ChecksPolicy):
         parts.sampler.check_policy(policy)
+    if isinstance(parts.order, ChecksPrompts):
+        parts.order.check_prompts(prompts.train, recipe.rounds)
     for number in range(recipe.rounds):
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
-    set_threads(recipe, policy)
     with locked(root):
         settings = filled(recipe, parts)
         summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe, parts)])
         recorder = ledger.Recorder(root, summary, dump_yaml(settings, origins or {}))
         here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
         with recorder.marking_failure():
+            summary["threads"] = set_threads(recipe, policy, root)
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             standing = _measure_start(here, policy, holdout, summary)
             if parts.order.needs_margins:
@@ -130,7 +134,8 @@ def _round(
     summary: dict[str, Any],
 ) -> None:
     """One turn of the loop."""
-    recipe, folder = for_round(here.recipe, number), here.root / f"round-{number:03d}"
+    recipe, remedy = evidence.remedied(for_round(here.recipe, number), summary["rounds"])
+    folder = here.root / f"round-{number:03d}"
     here = replace(here, recipe=recipe, parts=build_parts(recipe))
     by_name = {"initial": standing.start, "previous": standing.current, "best": standing.best}
     start = by_name[recipe.start_from]
@@ -138,25 +143,34 @@ def _round(
     context = RoundContext(
         recipe.seed, number, drawn_from, standing.start, tuple(standing.versions), scratch_of(here.root)
     )
-    here.progress.say(f"round {number}: starts from {_name(start)}")
+    here.progress.say(f"round {number}: starts from {_name(start)}{f'; remedy: {remedy}' if remedy else ''}")
 
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
     asked = stages.take_prompts(here, folder / "0-prompts", usable_prompts(prompts, here.parts), ask)
     samples = stages.sample(here, folder / "1-samples", list(asked), _draw(here), context)
     judged = stages.judge(here, folder / "2-judged", samples, _judge(here), context)
-    pairs = stages.pair(here, folder / "3-pairs", judged, context)
+    corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
+    pairs = stages.pair(here, folder / "3-pairs", corrected, context)
     replayed = standing.pairs[max(0, number - recipe.replay) :]
     reference = reference_of(here, start, standing.start)
     batches = training.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
-    lineage = Lineage(number, start, reference, _card(here, number, start, reference))
+    lineage = Lineage(number, start, reference, _card(here, number, start, reference), standing.past)
     policy = training.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
     evaluation = _evaluate(here, folder / "6-report", policy, holdout, standing)
+    moved = evidence.measure_displacement(
+        here,
+        folder / "6-report" / "5-displacement",
+        evidence.Trained(start, policy, batches, training.policy_artifact(policy)),
+        evaluation,
+        evidence.earlier(standing.start_judged, summary, start),
+    )
 
     standing.pairs.append(pairs)
     facts = evaluation.decision.facts
     if facts["accepted"]:
         standing.current = policy
         standing.versions.append(policy)
+        standing.past = Past((*standing.past.modules, policy), (*standing.past.pairs, batches))
         against_best = facts["metrics"].get("win_rate_vs_best")  # absent where the judge scored nothing
         if against_best is not None and against_best["value"] > EVEN:
             standing.best, standing.best_judged = policy, evaluation.judged
@@ -164,11 +178,13 @@ def _round(
     done: dict[str, Artifact[Any]] = {
         "samples": samples,
         "judged": judged,
+        **({"corrected": corrected} if corrected is not judged else {}),
         "pairs": pairs,
         "batches": batches,
         **evaluation.stages(),
     }
     ledger.add_round(summary, number, done | {"policy": training.policy_artifact(policy)}, evaluation.decision, policy)
+    summary["rounds"][-1] |= evidence.displacement_entry(moved, remedy)
     here.progress.say(f"round {number}: {'accepted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
 
 
@@ -217,12 +233,54 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
         )
     if recipe.round_exit == "keep" and recipe.train.lora is None:
         raise ConfigError("round_exit: keep means the LoRA adapter goes on; set train.lora.rank, or leave it out")
+    if recipe.round_exit == "combine":
+        _check_combine(recipe)
+    evidence.check_remedy(recipe, parts)
+    if getattr(parts.trainer, "needs_adapter", False) and recipe.train.lora is None:
+        raise ConfigError(
+            f"train.lora: not set, but trainer.kind {recipe.trainer.kind} trains LoRA modules; set train.lora.rank"
+        )
     if parts.trainer.needs_reference and not parts.loss.needs_reference:
         raise ConfigError(
             f"trainer.kind: {recipe.trainer.kind} works on the reference, but loss.kind {recipe.loss.kind} has none; "
             "choose a loss with one, such as dpo, or trainer.kind=update"
         )
+    _check_trainer(recipe, parts)
+    check_corrector(recipe, parts)
     check_pairs_fit(recipe, parts)
+
+
+def _check_trainer(recipe: Recipe, parts: Parts) -> None:
+    needed = getattr(parts.trainer, "loss_kind", None)
+    if needed is not None and recipe.loss.kind != needed:
+        raise ConfigError(
+            f"loss.kind: {recipe.loss.kind}, but trainer.kind {recipe.trainer.kind} brings its own objective and takes "
+            f"loss.kind={needed}, its KL term; set that, or trainer.kind=update"
+        )
+    if needed is None and getattr(parts.loss, "needs_trainer", False):
+        raise ConfigError(
+            f"loss.kind: {recipe.loss.kind} is a part of policy-gradient trainers; set trainer.kind=ppo or "
+            "group_advantage"
+        )
+
+
+def _check_combine(recipe: Recipe) -> None:
+    if recipe.train.lora is None:
+        raise ConfigError("round_exit: combine adds up LoRA modules; set train.lora.rank, or another round_exit")
+    if recipe.start_from != "initial" or recipe.reference not in ("initial", "none"):
+        raise ConfigError(
+            "round_exit: combine adds modules of one base, the first policy; set start_from=initial and "
+            f"reference=initial (they are {recipe.start_from} and {recipe.reference})"
+        )
+    given = recipe.combine.coefficients
+    if recipe.combine.rule == "given" and len(given or ()) < recipe.rounds:
+        raise ConfigError(f"combine.coefficients: give one for each of {recipe.rounds} rounds, got {given}")
+    if recipe.combine.rule != "given" and given is not None:
+        raise ConfigError(
+            f"combine.coefficients: has no effect with combine.rule={recipe.combine.rule}; set rule=given"
+        )
+    if recipe.combine.rule == "grid" and recipe.rounds != 2:
+        raise ConfigError(f"combine.rule: grid is for two modules, and there are {recipe.rounds} rounds; use simplex")
 
 
 def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
@@ -278,26 +336,32 @@ def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:
     ]
 
 
-def set_threads(recipe: Recipe, policy: PolicyRef) -> None:
-    """Set the number of CPU threads and, on a CPU, deterministic kernels."""
-    threads = recipe.threads
-    if threads == "auto":
-        threads = 1 if count_parameters(Path(policy.path)) <= SMALL_MODEL else os.cpu_count() or 1
-    torch.set_num_threads(threads)
+def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None) -> int:
+    """Set the number of CPU threads and, on a CPU, deterministic kernels; return the number.
+
+    `auto` is measured when a run begins. Sums depend on it, so a run that goes on in `root` takes the number that its
+    summary.json holds.
+    """
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    threads: int | str = recipe.threads
+    if threads == "auto" and root is not None:
+        threads = _noted_threads(root) or "auto"
+    if isinstance(threads, str):
+        lm = causal_lm.load(policy.path, precision="auto", device=recipe.train.device)
+        threads = fastest_threads(lm.model, cores())
+    torch.set_num_threads(threads)
+    return threads
 
 
-def count_parameters(folder: Path) -> int:
-    """Return the number of stored weights of a `save_pretrained` folder, read from the headers only."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for extent in file.get_slice(name).get_shape():
-                    size *= extent
-                total += size
-    return total
+def _noted_threads(root: Path) -> int | None:
+    """Return the number of threads with which the run in `root` began; `None` if there is none, or it says nothing."""
+    path = root / ledger.SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path).get("threads")  # type: ignore[no-any-return]
+    except CorruptArtifact:
+        return None  # the file is about to be written anew
 
 
 def _draw(here: Run, held_out: bool = False) -> Draw:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from prefloop.rows import (
+    Completion,
     Decision,
     JudgedGroup,
     Metric,
@@ -103,6 +104,33 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where completions go on: after `prompt` and `token_ids`, whose log-probs under the policy are `logps`, in nats.
+
+    `seeds` are those of the random streams, one for each completion.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...] | None
+    seeds: tuple[int, ...]
+
+
+@runtime_checkable
+class GoesOn(Protocol):
+    """A sampler that can go on from tokens that are there already."""
+
+    def go_on(self, starts: Sequence[Start], context: RoundContext) -> list[tuple[Completion, ...]]:
+        """Return for each start one whole completion, its first tokens included, for each of its seeds.
+
+        Raises:
+            SamplerError: sampling failed for good, or a start leaves no room for a token.
+
+        """
+        ...
+
+
 class Judge(Protocol):
     """Scores or compares completions."""
 
@@ -116,13 +144,37 @@ class Judge(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CorrectionTools:
+    """What a corrector works with: the round's sampler and judge, and the recipe's `locator` where it names one."""
+
+    sampler: GoesOn
+    judge: Judge
+    locator: Judge | None
+
+
+class Corrector(Protocol):
+    """Draws more completions of a group once its own are judged, such as corrections of the wrong ones."""
+
+    def __call__(
+        self, groups: Sequence[JudgedGroup], tools: CorrectionTools, context: RoundContext
+    ) -> list[JudgedGroup]:
+        """Return the groups in order, each with its completions first and then those that were added, all judged.
+
+        Raises:
+            JudgeError, SamplerError: a tool failed for good.
+
+        """
+        ...
+
+
 class PairBuilder(Protocol):
     """Makes preference pairs from judged groups.
 
     Where `needs_scores` is false, completions are not judged first. Where `needs_gold` is true, only prompts with a
     reference answer take part; where `needs_scores` is true too, that answer is judged beside the completions. One that
     makes views for a loss has a class attribute `views`, their names: see `views_of`. Where `one_sided` is true, a pair
-    may have an `ABSENT` side.
+    may have an `ABSENT` side. One that reads `JudgedGroup.solutions` has a class attribute `needs_steps = True`.
     """
 
     needs_scores: ClassVar[bool]
@@ -161,6 +213,15 @@ class ChecksPolicy(Protocol):
 
 
 @runtime_checkable
+class ChecksPrompts(Protocol):
+    """An order that cannot use all data says so before any work."""
+
+    def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> object:
+        """Raise DataError if `prompts` lack what the order goes by, or do not suffice for `rounds`."""
+        ...
+
+
+@runtime_checkable
 class ChecksSampler(Protocol):
     """A pair builder that cannot use every sampler's completions says so before any work."""
 
@@ -180,9 +241,19 @@ def views_of(part: Loss | PairBuilder) -> tuple[str, ...]:
     return names
 
 
+def reads_squares(loss: Loss) -> bool:
+    """Return whether a loss reads `CompletionLogps.log_squares`; most do not and do not say so."""
+    return bool(getattr(loss, "reads_squares", False))
+
+
 def one_sided(builder: PairBuilder) -> bool:
     """Return whether a pair builder's pairs may have an absent side; most have none and do not say so."""
     return bool(getattr(builder, "one_sided", False))
+
+
+def needs_steps(builder: PairBuilder) -> bool:
+    """Return whether a pair builder needs a corrector to cut completions into steps; most do not and do not say so."""
+    return bool(getattr(builder, "needs_steps", False))
 
 
 class Gate(Protocol):

@@ -16,7 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from prefloop.errors import ConfigError
 from prefloop.train.settings import TrainSettings
 
-PARTS = ("order", "sampler", "eval_sampler", "judge", "eval_judge", "pair_builder", "loss", "trainer", "gate")
+PARTS = (
+    *("order", "sampler", "eval_sampler", "judge", "eval_judge", "corrector", "locator"),
+    *("pair_builder", "loss", "trainer", "gate"),
+)
 """Fields that choose a component by `kind`."""
 
 
@@ -50,7 +53,8 @@ class PolicySettings(_Settings):
     """The model to improve."""
 
     path: str
-    """A `save_pretrained` folder, a hub id, or `embedded` for the story model that prefloop ships."""
+    """A `save_pretrained` folder, a hub id, or a model that prefloop ships: `embedded`, which writes stories, or
+    `embedded-sums`, which does sums step by step."""
     revision: str | None = None
     """Commit or tag of a hub id. Default: the hub's main."""
 
@@ -59,7 +63,8 @@ class PromptSettings(_Settings):
     """Where prompts come from."""
 
     path: str
-    """A .jsonl, .parquet or .txt file, a folder of Parquet parts or of `save_to_disk`, a hub data set; `embedded`."""
+    """A .jsonl, .parquet or .txt file, a folder of Parquet parts or of `save_to_disk`, a hub data set; or what prefloop
+    ships: `embedded`, openings of stories, `embedded-preferences`, pairs of continuations, `embedded-sums`, sums."""
     column: str = "prompt"
     """Name of the column with the prompt: a string, or a list of messages."""
     gold: str | None = None
@@ -81,11 +86,27 @@ class EvaluateSettings(_Settings):
     """Completions of each held-out prompt. The other sampler settings are the run's."""
 
 
+class CombineSettings(_Settings):
+    """How `round_exit: combine` weighs the rounds' modules: COFS-DPO, arXiv 2406.05534; its rule was not found."""
+
+    rule: Literal["simplex", "free", "grid", "uniform", "given"] = "simplex"
+    """simplex: weights ≥ 0 with sum 1, fitted on a memory of pairs. free: fitted without bounds. grid: two modules
+    only, the best of steps + 1 mixtures. uniform: equal shares. given: `coefficients`."""
+    coefficients: tuple[float, ...] | None = None
+    """given only: the weight of each round's module, in order."""
+    memory: Annotated[int, Field(ge=1)] = 64
+    """Pairs of each round that the weights are fitted on."""
+    steps: Annotated[int, Field(ge=1)] = 20
+    """Iterations of the fit, or parts of the grid."""
+
+
 class Recipe(_Settings):
     """Every choice of a run. `policy` and `prompts` have no default: the user brings them."""
 
     recipe: str = ""
     """The method's name: a file of `recipes/`."""
+    preset: str = ""
+    """Published settings of a loss and its training, put over the method's own: see `prefloop methods --presets`."""
     name: str = ""
     """Name of the run, used for its folder. Default: the method's name."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -110,6 +131,12 @@ class Recipe(_Settings):
     """Scores completions."""
     eval_judge: Component | None = None
     """Judge of the held-out completions. None: the same as `judge`, which the report points out."""
+    corrector: Component | None = None
+    """Draws more completions once the round's are judged, such as corrections of wrong ones. None: the stage is left
+    out."""
+    locator: Component | None = None
+    """A judge that the corrector asks about beginnings of solutions, to find the first wrong step. None: the corrector
+    finds it without."""
     pair_builder: Component = Spec(kind="ranked")
     """Makes pairs from scores."""
     loss: Component = Spec(kind="dpo")
@@ -128,8 +155,11 @@ class Recipe(_Settings):
     adapter; or none, for a loss that needs none."""
     replay: Annotated[int, Field(ge=0)] = 0
     """Past rounds whose pairs are trained on again, beside the round's own."""
-    round_exit: Literal["keep", "merge_reinit"] = "merge_reinit"
-    """LoRA only. merge_reinit: each round trains a fresh adapter on merged weights. keep: one adapter goes on."""
+    round_exit: Literal["keep", "merge_reinit", "combine"] = "merge_reinit"
+    """LoRA only. merge_reinit: each round trains a fresh adapter on merged weights. keep: one adapter goes on. combine:
+    each round trains a module on the first policy, and the policy is that plus a weighted sum of all modules."""
+    combine: CombineSettings = CombineSettings()
+    """Weights of `round_exit: combine`."""
     train: TrainSettings = TrainSettings()
     """How the policy is updated."""
     evaluate: EvaluateSettings = EvaluateSettings()

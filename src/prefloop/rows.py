@@ -133,12 +133,33 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a solution: its text, and how many of the completion's token ids it takes."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A completion cut into steps, which follow each other from its first token on.
+
+    An end token belongs to no step, and neither does a tail that the length limit cut off. `first_wrong` is the number,
+    from 1, of the first wrong step; `None` where none is wrong or nobody looked.
+    """
+
+    steps: tuple[Step, ...]
+    first_wrong: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JudgedGroup:
     """A `SampleGroup` with the judge's verdicts.
 
     `scores` has one entry for each completion, higher is better, `None` where the judge gave no verdict; `notes`
     then says why. `win_prob[i][j]` is the probability that completion i beats completion j, where the judge
-    compares; else `None`. `judgements` are the judge's own texts, where it keeps them.
+    compares; else `None`. `judgements` are the judge's own texts, where it keeps them. `solutions` are the completions'
+    steps, one for each, where a corrector has cut them.
     """
 
     prompt: Prompt
@@ -152,6 +173,7 @@ class JudgedGroup:
     judge: str
     notes: tuple[str | None, ...]
     judgements: tuple[Judgement, ...] = ()
+    solutions: tuple[Solution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +294,9 @@ class StepLog:
     """What one optimizer step looked like. Means over the pairs of the global step; log-probs in nats.
 
     `saturation` is the mean of σ(−margin of implicit rewards): 0.5 at the start, near 0 when the pairs teach
-    nothing any more. `extra` holds what the loss or the trainer adds.
+    nothing any more. `extra` holds what the loss or the trainer adds. `chosen_gradient` and `rejected_gradient` are the
+    size of the gradient by the log-prob of a side, |∂L/∂log π(y)|; where the loss treats tokens differently, the mean
+    over tokens. `None` where the trainer does not look.
     """
 
     step: int
@@ -288,6 +312,8 @@ class StepLog:
     grad_norm: float
     learning_rate: float
     extra: tuple[NamedValue, ...] = ()
+    chosen_gradient: float | None = None
+    rejected_gradient: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

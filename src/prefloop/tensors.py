@@ -16,6 +16,8 @@ class CompletionLogps:
 
     token_logps: Float[Tensor, "row token"]
     mask: Bool[Tensor, "row token"]
+    log_squares: Float[Tensor, "row token"] | None = None
+    """log Σ_v π(v)² of each token's distribution, nats, without gradient; `None`: the loss does not read it."""
 
     @property
     def total(self) -> Float[Tensor, " row"]:

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import Artifact, Building, Key, load_artifact
+from prefloop.combine import NOTHING_PAST, Past, combined
 from prefloop.components import key_of
 from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
-from prefloop.models.training import checkpoint_activations
+from prefloop.models.training import checkpoint_activations, compile_layers
 from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
+from prefloop.train.reference_cache import ReferenceCache
 from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
 SAMPLER_GAP = 1e-3
 """Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy")
 """Training settings that do not change the policy."""
 
 
@@ -52,6 +54,7 @@ def batch(
     sampled_by = reference.digest if reference else None
     layout, why = layout_of(run, lm.model)
     score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
+    cache = _reference_cache(run, reference, lm)
     facts = BatchFacts()
     total = sum(artifact.rows for artifact in pairs)
     run.progress.start("reference", total, "pairs")
@@ -60,16 +63,27 @@ def batch(
         facts.count(part)
         use_sampler = reference is not None and _sampler_serves(part, score, facts)
         if not opened.has_part(index):
-            opened.write_part(index, part if reference is None or use_sampler else score(part))
+            if reference is not None and not use_sampler:
+                part = cache.score(part, score) if cache else score(part)
+            opened.write_part(index, part)
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
     run.progress.finish()
+    if cache and cache.used:
+        run.progress.say(f"reference log-probs: those of {cache.used} pairs were in {cache.folder}")
     if not facts.pairs:
         raise DataError(f"{path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
     return opened.finish(
         {**facts.as_dict(with_reference=reference is not None), "layout": layout, "layout_why": why},
         seconds=time.monotonic() - began,
     )
+
+
+def _reference_cache(run: Run, reference: PolicyRef | None, lm: causal_lm.CausalLM) -> ReferenceCache | None:
+    folder = run.recipe.train.reference_cache
+    if reference is None or folder is None:
+        return None
+    return ReferenceCache.of(Path(folder).expanduser(), reference.digest, lm.model)
 
 
 @dataclass
@@ -120,6 +134,7 @@ class Lineage:
     policy: PolicyRef
     reference: PolicyRef | None
     card: str
+    past: Past = NOTHING_PAST
 
 
 def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Lineage, seed: int) -> PolicyRef:
@@ -134,6 +149,9 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
         "seed": seed,
     }
     inputs = {"batches": batches.digest, "policy": lineage.policy.digest}
+    if run.recipe.round_exit == "combine":
+        settings["combine"] = run.recipe.combine.model_dump(mode="json")
+        inputs |= lineage.past.inputs
     opened = run.open(path, Key("policy", settings, inputs), StepLog)
     if isinstance(opened, Building):
         opened = _train_and_export(run, opened, batches, lineage, seed)
@@ -162,21 +180,33 @@ def _train_and_export(
     )
     curve = run.parts.trainer(job, run.progress, run.stop)
     building.write_part(0, curve)
-    keeps_adapter = recipe.train.lora is not None and recipe.round_exit == "keep"
-    if keeps_adapter:
-        adapters.save_adapter(model, path / "adapter")
-    plain = adapters.merge_lora(model) if recipe.train.lora else model
+    plain, left = _leave_round(run, job, base, path, lineage, batches)
     causal_lm.export(plain, lm.tokenizer, path, lineage.card)
     facts = {
         "policy_digest": causal_lm.folder_digest(path),
         "round": lineage.round,
-        "base": base if keeps_adapter else None,
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * recipe.train.epochs,
+        **left,
     }
     finished = building.finish(facts, seconds=time.monotonic() - began)
     shutil.rmtree(path / ".state", ignore_errors=True)
     return finished
+
+
+def _leave_round(
+    run: Run, job: Job, base: str, path: Path, lineage: Lineage, batches: Artifact[TokenizedPair]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the plain model to export, as `round_exit` says, and what the artifact says of it."""
+    if run.recipe.train.lora is None:
+        return job.model, {"base": None}
+    if run.recipe.round_exit in ("keep", "combine"):
+        adapters.save_adapter(job.model, path / "adapter")
+    if run.recipe.round_exit == "combine":
+        plain, facts = combined(job, Path(base), path / "adapter", lineage.past, run.recipe.combine, batches)
+        return plain, {"base": None, **facts}
+    kept = run.recipe.round_exit == "keep"
+    return adapters.merge_lora(job.model), {"base": base if kept else None}
 
 
 def _trainable(run: Run, model: Any, policy: PolicyRef, seed: int) -> Any:
@@ -184,6 +214,8 @@ def _trainable(run: Run, model: Any, policy: PolicyRef, seed: int) -> Any:
     lora = run.recipe.train.lora
     if run.recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
+    if run.recipe.train.compile:
+        compile_layers(model)
     if lora is None:
         return model.requires_grad_(True)
     if policy.base is not None:

@@ -26,7 +26,11 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
     "guided": [{}, {"rule": "above_margin"}],
     "own_samples": [{}, {"keep": "all", "stopped": True}],
     "model_matrix": [{}, {"correction": "none"}, {"chosen_rungs": 0, "tie_margin": 0.25}],
+    "rankings": [{"completions": 2}, {"completions": 3, "min_margin": 0.1}],
     "rejection": [{"accept": 3}, {"accept": 3, "pairing": "tournament"}],
+    # Mismatched completions are those of other prompts by their nature: see tests/unit/test_unpaired.py.
+    "unpaired": [{"mismatched": False}, {"rule": "rank", "best": 2, "worst": 2, "mismatched": False}],
+    "win_rates": [{}, {"keep": "all", "scale": 3.0}],
 }
 
 

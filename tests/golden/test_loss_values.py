@@ -131,6 +131,38 @@ def test_sppo_single_is_the_paper_s_loss_with_win_rates_p_and_1_minus_p():
     assert SPPO(0.1, "single")(logps).loss.item() == pytest.approx(0.5 * (4 + 6.25))
 
 
+def one_sided(win_chosen, win_rejected):
+    """The example's two completions as rows of their own, with win rates as `pair_builder.kind=win_rates` has them."""
+    both = pairs([-10.0] * 2, [-12.0] * 2, ([-11.0] * 2, [-11.5] * 2), lengths=(5, 3))
+    here = torch.tensor([[True], [False]])
+    sides = (both.policy_chosen, both.policy_rejected, both.reference_chosen, both.reference_rejected)
+    masked = [CompletionLogps(s.token_logps, s.mask & (here if i % 2 == 0 else ~here)) for i, s in enumerate(sides)]
+    win_prob = torch.tensor([win_chosen, 1 - win_rejected], dtype=torch.float64)
+    return PairLogps(*masked, win_prob, torch.ones(2))
+
+
+def test_sppo_soft_is_the_card_s_value_over_a_pair_s_two_completions():
+    """η = 10, P_w = 0.8, P_l = 0.3: ½[(1 − 3)² + (−0.5 + 2)²]."""
+    output = SPPO(0.1, "soft")(one_sided(0.8, 0.3))
+    assert output.loss.tolist() == pytest.approx([4.0, 2.25])
+    assert output.loss.mean().item() == pytest.approx(3.125, rel=1e-12)
+    assert output.chosen_reward.tolist() == pytest.approx([0.1, 0.0])
+    assert output.rejected_reward.tolist() == pytest.approx([0.0, -0.05])
+
+
+def test_sppo_soft_with_sure_wins_is_half_of_hard_and_with_even_ones_least_at_the_reference():
+    assert SPPO(0.1, "soft")(one_sided(1.0, 0.0)).loss.mean().item() == pytest.approx(36.25 / 2)
+    assert SPPO(0.1, "soft")(one_sided(0.5, 0.5)).loss.tolist() == pytest.approx([1.0, 0.25])
+    both = SPPO(0.1, "single")(pairs([-10.0], [-12.0], ([-11.0], [-11.5]), win_prob=0.7)).loss.item()
+    assert SPPO(0.1, "soft")(one_sided(0.7, 0.3)).loss.mean().item() == pytest.approx(both)
+
+
+def test_sppo_soft_learns_from_single_completions_and_refuses_pairs():
+    assert (SPPO(form="soft").consumes, SPPO().consumes, SPPO(form="single").consumes) == ("unpaired", "pair", "pair")
+    with pytest.raises(ConfigError, match=r"losses/sppo\.py.*pair_builder\.kind=win_rates"):
+        SPPO(0.1, "soft")(EXAMPLE)
+
+
 # Loss, value at policy = reference, slopes there with respect to S_w and S_l; completions of two tokens.
 AT_REFERENCE = [
     (DPO(BETA), LN2, -BETA / 2, BETA / 2),
@@ -552,7 +584,7 @@ REFUSED = [
     *[(loss, {"label_smoothing": -0.1}, "got -0.1") for loss in (RobustDPO, SimPO, AOT, AOTUnpaired, EXO)],
     (EXO, {"label_smoothing": 0.0}, r"in \(0, 0\.5\), got 0\.0"),
     (IPO, {"normalization": "median"}, "mean or sum, got median"),
-    (SPPO, {"form": "soft"}, "hard or single, got soft"),
+    (SPPO, {"form": "firm"}, "hard, single or soft, got firm"),
     (SLiC, {"delta": -1.0}, "delta .*≥ 0, got -1.0"),
     (SLiC, {"lam": -1.0}, "lam .*≥ 0"),
     (ORPO, {"lam": -1.0}, "lam .*≥ 0"),

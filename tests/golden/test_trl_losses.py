@@ -4,7 +4,9 @@ Run with `-s` to see the table of differences.
 """
 
 import copy
+import inspect
 import random
+import re
 import sys
 import warnings
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from prefloop.losses.aot import AOT
 from prefloop.losses.aot_unpaired import AOTUnpaired
 from prefloop.losses.apo_down import APODown
 from prefloop.losses.apo_zero import APOZero
+from prefloop.losses.apo_zero_unpaired import APOZeroUnpaired
 from prefloop.losses.bco import BCO
 from prefloop.losses.cpo import CPO
 from prefloop.losses.discopop import DiscoPOP
@@ -27,6 +30,7 @@ from prefloop.losses.exo import EXO
 from prefloop.losses.f_dpo import FDPO
 from prefloop.losses.hinge import Hinge
 from prefloop.losses.ipo import IPO
+from prefloop.losses.kto import KTO
 from prefloop.losses.ld_dpo import LDDPO
 from prefloop.losses.ln_dpo import LNDPO
 from prefloop.losses.mixture import Mixture
@@ -37,9 +41,12 @@ from prefloop.losses.rpo import RPO
 from prefloop.losses.sft import SFT
 from prefloop.losses.simpo import SimPO
 from prefloop.losses.sppo import SPPO
+from prefloop.losses.wpo import WPO
 from prefloop.models.logps import TokenGroup, completion_logps
-from prefloop.rows import TokenizedPair
+from prefloop.protocols import reads_squares, views_of
+from prefloop.rows import TokenizedPair, TokenizedView
 from prefloop.train.batches import pair_logps
+from prefloop.train.reference import score_reference
 
 TOLERANCE = 1e-5
 """Largest allowed relative difference, of the loss and of the gradient of every weight."""
@@ -50,6 +57,7 @@ PLAIN = {
     "f_alpha_divergence_coef": 0.5,
     "ld_alpha": None,
     "discopop_tau": 0.05,
+    "use_weighting": False,
 }
 LENGTHS = {
     "mixed": [(6, 5, 3), (3, 2, 6), (4, 1, 4), (1, 5, 2), (4, 3, 3)],
@@ -92,24 +100,23 @@ def trl(tmp_path_factory):
     with warnings.catch_warnings():
         # TRL's own: it imports and calls deprecated names of transformers, torch and accelerate.
         warnings.simplefilter("ignore")
-        from trl import DPOConfig, DPOTrainer  # noqa: PLC0415  the warnings come with the import
+        from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer  # noqa: PLC0415  the warnings come with the import
         from trl.experimental.cpo import CPOTrainer  # noqa: PLC0415
         from trl.experimental.orpo import ORPOTrainer  # noqa: PLC0415
 
-        trainer = DPOTrainer(
-            model=copy.deepcopy(policy),
-            ref_model=copy.deepcopy(reference),
-            args=DPOConfig(
-                output_dir=str(tmp_path_factory.mktemp("trl")),
-                beta=BETA,
-                bf16=False,
-                use_cpu=True,
-                gradient_checkpointing=False,
-                report_to="none",
-            ),
-            train_dataset=Dataset.from_dict({"prompt": ["a", "b"], "chosen": ["x", "y"], "rejected": ["z", "w"]}),
-            processing_class=tiny.byte_tokenizer(chat=False),
-        )
+        def made(trainer, config, more, **columns):
+            folder = str(tmp_path_factory.mktemp("trl"))
+            plain = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none"}
+            return trainer(
+                model=copy.deepcopy(policy),
+                ref_model=copy.deepcopy(reference),
+                args=config(output_dir=folder, beta=BETA, **plain, **more),
+                train_dataset=Dataset.from_dict({"prompt": ["a", "b"], **columns}),
+                processing_class=tiny.byte_tokenizer(chat=False),
+            )
+
+        trainer = made(DPOTrainer, DPOConfig, {"use_weighting": True}, chosen=["x", "y"], rejected=["z", "w"])
+        kto = made(KTOTrainer, KTOConfig, {}, completion=["x", "y"], label=[True, False])
     batches = {}
     for name in LENGTHS:
         pairs = token_pairs(name)
@@ -124,10 +131,11 @@ def trl(tmp_path_factory):
     cpo.__dict__ |= shared | {"pad_token_id": 0}
     orpo.__dict__ |= shared | {"padding_value": 0}
     table = []
-    yield SimpleNamespace(dpo=trainer, cpo=cpo, orpo=orpo, policy=policy, batches=batches, table=table)
-    sys.stdout.write(f"\n{'TRL':<36} {'ours':<12} {'loss':>9} {'relative':>9} {'gradient':>9}\n")
+    models_of = {"policy": policy, "reference": reference}
+    yield SimpleNamespace(dpo=trainer, cpo=cpo, orpo=orpo, kto=kto, **models_of, batches=batches, table=table)
+    sys.stdout.write(f"\n{'TRL':<36} {'ours':<16} {'loss':>9} {'relative':>9} {'gradient':>9}\n")
     for theirs, ours, value, relative, gradient in table:
-        sys.stdout.write(f"{theirs:<36} {ours:<12} {value:>9.5f} {relative:>9.1e} {gradient:>9.1e}\n")
+        sys.stdout.write(f"{theirs:<36} {ours:<16} {value:>9.5f} {relative:>9.1e} {gradient:>9.1e}\n")
 
 
 def scored_pairs(reference, pairs):
@@ -138,16 +146,20 @@ def scored_pairs(reference, pairs):
     return [TokenizedPair(str(i), *ids, values[2 * i], values[2 * i + 1], None, 1.0) for i, ids in enumerate(pairs)]
 
 
-def ours(trl, loss, batch):
+def ours(trl, loss, pairs):
     model = trl.policy
     model.zero_grad()
-    value = loss(pair_logps(model, trl.batches[batch][1], layout="padded", needs_reference=loss.needs_reference))
+    value = loss(pair_logps(model, pairs, "padded", loss.needs_reference, views_of(loss), reads_squares(loss)))
     value.loss.mean().backward()
     return value.loss.mean().item(), {name: p.grad for name, p in model.named_parameters()}
 
 
 def compare(trl, name, loss, batch, value, gradients):
-    mine, my_gradients = ours(trl, loss, batch)
+    compare_on(trl, name, loss, trl.batches[batch][1], value, gradients)
+
+
+def compare_on(trl, name, loss, pairs, value, gradients):
+    mine, my_gradients = ours(trl, loss, pairs)
     relative = abs(mine - value) / abs(value)
     gaps = {n: float((my_gradients[n] - g).norm() / g.norm()) for n, g in gradients.items()}
     trl.table.append((name, type(loss).__name__, value, relative, max(gaps.values())))
@@ -195,6 +207,7 @@ CASES = [
     (["sigmoid"], {"ld_alpha": 0.0}, LDDPO(BETA, 0.0)),
     (["sigmoid"], {"ld_alpha": 0.5}, LDDPO(BETA, 0.5)),
     (["sigmoid"], {"ld_alpha": 1.0}, LDDPO(BETA, 1.0)),
+    (["sigmoid"], {"use_weighting": True}, WPO(BETA, cap=False)),
     (["hinge", "apo_zero", "sigmoid_norm"], {"loss_weights": [0.5, 2.0, 0.25]}, MIX),
 ]
 EQUAL_CASES = [
@@ -280,6 +293,75 @@ def theirs_of(trainer, model, batch):
     loss, _ = trainer.get_batch_loss_metrics(model, concatenable(token_pairs(batch)))
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+# Which completion each prompt's view holds, by rows: TRL's own rotation by one, and one that leads to another z₀.
+KTO_CASES = [
+    ("kto", 1, {}, KTO(BETA)),
+    ("kto", 2, {}, KTO(BETA)),
+    ("kto", 2, {"desirable_weight": 1.3, "undesirable_weight": 0.6}, KTO(BETA, 1.3, 0.6)),
+    ("apo_zero_unpaired", 1, {}, APOZeroUnpaired(BETA)),
+    ("apo_zero_unpaired", 1, {"desirable_weight": 1.3, "undesirable_weight": 0.6}, APOZeroUnpaired(BETA, 1.3, 0.6)),
+]
+
+
+def unpaired(trl, shift):
+    """The mixed batch as rows of one completion each, and what TRL's collator reads: every third one is bad."""
+    rows = [(c, (w, r)[i % 3 == 2], i % 3 != 2) for i, (c, w, r) in enumerate(token_pairs("mixed"))]
+    examples, pairs = [], []
+    for i, (context, tokens, good) in enumerate(rows):
+        other = rows[i - shift][1]
+        examples.append({"prompt_ids": list(context), "completion_ids": list(tokens), "label": good})
+        examples[-1]["KL_completion_ids"] = list(other)
+        view = TokenizedView("mismatched", context, other, None)
+        sides = (tokens, ()) if good else ((), tokens)
+        pairs.append(TokenizedPair(str(i), context, *sides, None, None, None, 1.0, (view,)))
+    return examples, score_reference(trl.reference, pairs, "padded", 10_000)
+
+
+@pytest.mark.parametrize(("loss_type", "shift", "settings", "loss"), KTO_CASES)
+def test_loss_and_gradients_equal_those_of_kto_trainer(trl, loss_type, shift, settings, loss):
+    trainer = trl.kto
+    examples, pairs = unpaired(trl, shift)
+    for name, value in ({"desirable_weight": 1.0, "undesirable_weight": 1.0} | settings).items():
+        setattr(trainer, name, value)
+    trainer.loss_type, trainer.calculate_KL = loss_type, loss_type == "kto"
+    trainer.model.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = trainer.compute_loss(trainer.model, trainer.data_collator(examples))
+    theirs.backward()
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    compare_on(trl, label([loss_type], settings), loss, pairs, theirs.item(), gradients)
+
+
+def test_the_mismatched_completions_move_the_reference_point(trl):
+    """Without this the parity of KTO would be that of unpaired APO-zero."""
+    found = []
+    for shift in (1, 2):
+        logps = pair_logps(trl.policy, unpaired(trl, shift)[1], "padded", views=("mismatched",))
+        found.append(KTO(BETA)(logps).extra["z0"][0].item())
+    assert max(found) > 0.1
+    assert found[0] != found[1]
+
+
+def named_in(method, attribute):
+    """The values that a method of TRL compares `attribute` with."""
+    return set(re.findall(rf'{attribute} == "(\w+)"', inspect.getsource(method)))
+
+
+def test_every_loss_and_divergence_of_trl_is_compared(trl):
+    """The lists are read from TRL's own code, so that a new version with more of them fails here."""
+    cases = [(types, settings) for cases in BATCHES.values() for types, settings, _ in cases]
+    compute = type(trl.dpo)._compute_loss
+    losses = named_in(compute, "loss_type")
+    assert len(losses) == 15
+    assert losses == {name for types, _ in cases for name in types}
+    divergences = {settings["f_divergence_type"] for _, settings in cases if "f_divergence_type" in settings}
+    assert named_in(compute, "f_divergence_type") == divergences
+    assert named_in(type(trl.kto)._compute_loss, "loss_type") == {case[0] for case in KTO_CASES}
+    assert any("ld_alpha" in settings for _, settings in cases)
+    assert any(len(types) > 1 for types, _ in cases)
 
 
 def test_odds_ratio_term_equals_trl(trl):

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from prefloop.artifact import load_artifact
 from prefloop.errors import ConfigError, DataError
+from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import run
+from prefloop.models.adapters import load_adapter, merge_lora
 from prefloop.recipes import available
-from prefloop.rows import ABSENT, GOLD, JudgedGroup, PreferencePair, StepLog, TokenizedPair
+from prefloop.rows import ABSENT, GOLD, JudgedGroup, PreferencePair, Prompt, StepLog, TokenizedPair
 from tiny import write_jsonl
 
 SMALL = [
@@ -197,3 +201,44 @@ def test_srpo_scores_both_sides_after_both_drafts(tmp_path):
     first = next(iter(load_artifact(tmp_path / "round-000" / "5-policy", StepLog)))
     assert first.loss == pytest.approx(1 - 0.8 / 2, abs=1e-3)
     assert {v.name for v in first.extra} == {"revision_loss", "joint_loss", "revision_margin"}
+
+
+def test_cofs_dpo_adds_up_the_modules_of_all_domains_and_shows_what_was_forgotten(tmp_path):
+    summary = call("cofs_dpo", tmp_path, settings=GIVEN)
+    facts = [load_artifact(tmp_path / f"round-00{n}" / "5-policy", StepLog).facts for n in (0, 1)]
+    assert facts[0]["coefficients"] == {"domain-0": 1.0}
+    assert sum(facts[1]["coefficients"].values()) == pytest.approx(1)
+    assert facts[1]["memory_loss"] <= facts[1]["memory_loss_equal_shares"] + 1e-9
+    origins = [{p.origin for p in load_artifact(tmp_path / f"round-00{n}" / "0-prompts", Prompt)} for n in (0, 1)]
+    assert origins == [{"mood"}, {"writer"}]
+    # The policy is the first one plus the weighted sum of both modules' products.
+    base = AutoModelForCausalLM.from_pretrained(embedded_policy(), dtype=torch.float32)
+    expected = {name: value.detach().clone() for name, value in base.state_dict().items()}
+    for number, weight in enumerate(facts[1]["coefficients"].values()):
+        module = load_adapter(
+            AutoModelForCausalLM.from_pretrained(embedded_policy(), dtype=torch.float32),
+            tmp_path / f"round-00{number}" / "5-policy" / "adapter",
+            trainable=False,
+        )
+        for name, value in merge_lora(module).state_dict().items():
+            expected[name] += weight * (value - base.state_dict()[name])
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "round-001" / "5-policy", dtype=torch.float32).state_dict()
+    assert max(float((found[name] - value).abs().max()) for name, value in expected.items()) < 1e-5
+    assert set(summary["rounds"][1]["by_origin"]) == {"mood", "writer"}
+    assert "what was forgotten" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.lora=null", r"train\.lora\.rank"),
+        ("start_from=previous", "start_from=initial"),
+        ("combine.rule=given", r"combine\.coefficients: give one for each of 2 rounds"),
+        ("combine.coefficients=[1, 1]", "has no effect with combine.rule=simplex"),
+        ("rounds=3", "2 domains .* for 3 rounds"),
+    ],
+)
+def test_cofs_dpo_refuses_what_cannot_be_combined_before_any_work(tmp_path, setting, words):
+    with pytest.raises((ConfigError, DataError), match=words):
+        call("cofs_dpo", tmp_path / "out", setting, settings=GIVEN)
+    assert not (tmp_path / "out").exists()

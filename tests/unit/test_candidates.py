@@ -29,6 +29,10 @@ def answer(text: str) -> dict[str, str]:
             {"prompt": "q", "completions": ["a", "b", "c"], "scores": [3, None, 1.5]},
             (("a", 3.0), ("b", None), ("c", 1.5)),
         ),
+        ({"prompt": "q", "completion": "a", "label": True}, (("a", 1.0),)),
+        ({"prompt": [USER], "completion": [answer("a")], "label": False}, (("a", 0.0),)),
+        ({"prompt": "q", "completion": "a", "label": 1}, ()),
+        ({"prompt": "q", "completion": "a", "label": None}, ()),
         ({"prompt": "q"}, ()),
         ({"prompt": "q", "chosen": "a"}, ()),
     ],
@@ -48,6 +52,7 @@ def test_rows_bring_their_completions(tmp_path, row, expected):
         ({"prompt": "q", "completions": ["a"], "scores": ["x"]}, r"scores\[0\]"),
         ({"prompt": "q", "completions": ["a"], "scores": [float("nan")]}, r"scores\[0\]"),
         ({"prompt": "q", "completions": [3], "scores": [1]}, r"completions\[0\]"),
+        ({"prompt": "q", "completion": 3, "label": False}, "completion"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "chosen"),
         ({"chosen": [answer("a")], "rejected": [answer("b")]}, "no common prompt"),
         ({"prompt": "q", "chosen": [USER, answer("a")], "rejected": [answer("b")]}, "several turns"),
@@ -69,6 +74,31 @@ def test_given_completions_keep_the_given_scores(tmp_path):
     assert verdict.scores == (3.0, None, 1.0)
     assert verdict.notes == (None, "the data hold no score for it", None)
     assert [c.text for c in Given(completions=2)(prompts, CONTEXT)[0].completions] == ["a", "b"]
+
+
+def test_labelled_rows_of_one_prompt_are_put_together(tmp_path):
+    rows = [
+        {"prompt": "q", "completion": "bad", "label": False},
+        {"prompt": "q", "completion": "good", "label": True},
+        {"prompt": "r", "completion": "fine", "label": True},
+        {"prompt": "q", "completion": "good", "label": True},
+        {"prompt": "q", "completion": "good", "label": False},
+        {"prompt": "q", "completion": "better", "label": True},
+    ]
+    found = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", rows)))
+    first, second = found.prompts
+    expected = (("bad", 0.0), ("good", 1.0), ("good", 0.0), ("better", 1.0))
+    assert first.candidates == tuple(Candidate(*pair) for pair in expected)
+    assert second.candidates == (Candidate("fine", 1.0),)
+    assert (first.gold, second.gold) == ("good", "fine")
+    assert found.dropped == ()
+
+
+def test_a_bad_completion_is_no_gold_answer_but_another_column_may_hold_one(tmp_path):
+    bad = {"completion": "bad", "label": False}
+    rows = [{"prompt": "q", **bad}, {"prompt": "r", **bad, "answer": "right"}, {"prompt": "s", **bad, "label": "bad"}]
+    found = read_prompts(str(write_jsonl(tmp_path / "p.jsonl", rows)))
+    assert [prompt.gold for prompt in found.prompts] == [None, "right", "bad"]
 
 
 def test_a_prompt_without_completions_is_named(tmp_path):

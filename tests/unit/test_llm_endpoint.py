@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 import pytest
 
+import prefloop.endpoint as endpoint_module
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judge import _llm_endpoint
 from prefloop.judge.llm import Llm
@@ -21,7 +22,7 @@ CONTEXT = RoundContext(seed=0, round=0, policy=POLICY, start=POLICY)
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(_llm_endpoint, "FIRST_DELAY", 0.005)
+    monkeypatch.setattr(endpoint_module, "FIRST_DELAY", 0.005)
 
 
 def group_of(question, *texts):
@@ -231,10 +232,10 @@ def test_retry_after_is_kept_to():
 
 def test_waits_grow_and_a_far_retry_after_is_not_waited_for(monkeypatch):
     waited = []
-    monkeypatch.setattr(_llm_endpoint, "FIRST_DELAY", 0.5)
+    monkeypatch.setattr(endpoint_module, "FIRST_DELAY", 0.5)
     monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: waited.append(timeout) and False)
-    trouble = _llm_endpoint.Trouble("HTTP 500", again=True, status=500)
-    far = _llm_endpoint.Trouble("HTTP 429", again=True, after=3600.0, status=429)
+    trouble = endpoint_module.Trouble("HTTP 500", again=True, status=500)
+    far = endpoint_module.Trouble("HTTP 429", again=True, after=3600.0, status=429)
     endpoint = Llm(model="judge", base_url="http://127.0.0.1:1/v1", retries=9)._endpoint
     assert endpoint._tried(lambda: trouble) is trouble
     assert len(waited) == 9
@@ -302,7 +303,7 @@ def test_a_missing_key_or_package_is_told_before_any_work(monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"judge\.api_key_env: the environment variable MY_KEY is not set"):
         Llm(model="m", base_url="http://127.0.0.1:1/v1", api_key_env="MY_KEY")
-    monkeypatch.setattr(_llm_endpoint.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(endpoint_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'prefloop\[server\]'"):
         Llm(model="m", base_url="http://127.0.0.1:1/v1")
 

@@ -13,7 +13,7 @@ import pytest
 from prefloop.artifact import Building, Key, open_artifact, write_json
 from prefloop.errors import CorruptArtifact, DataError
 from prefloop.evaluate.charts import Line, Point, line_chart, round_numbers, thinned
-from prefloop.evaluate.heldout import HeldOut, baseline_metrics, candidate_metrics
+from prefloop.evaluate.heldout import Findings, baseline_metrics, candidate_metrics
 from prefloop.evaluate.report import write_report
 from prefloop.evaluate.report_charts import histograms
 from prefloop.evaluate.report_examples import few_pairs
@@ -181,7 +181,7 @@ class SyntheticRun:
         write_json(self.root / "summary.json", self.summary)
 
 
-def _json(held_out: HeldOut) -> dict[str, Any]:
+def _json(held_out: Findings) -> dict[str, Any]:
     return {name: metric_json(m) for name, m in held_out.metrics.items()}
 
 

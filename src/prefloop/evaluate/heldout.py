@@ -133,6 +133,22 @@ def candidate_metrics(
     return _findings(bench, candidate, facts)
 
 
+def by_origin(
+    groups: Sequence[JudgedGroup], start: Sequence[JudgedGroup], *, seed: int = 0
+) -> dict[str, dict[str, Metric]]:
+    """Return score and win rate against the start on the prompts of each data set that the rows come from.
+
+    Empty where the prompts name fewer than two (`Prompt.origin`). What a policy forgets of one domain while it learns
+    another shows here from round to round.
+    """
+    found: dict[str, dict[str, Metric]] = {}
+    for origin in sorted({group.prompt.origin for group in groups if group.prompt.origin is not None}):
+        of_origin = [[g for g in some if g.prompt.origin == origin] for some in (groups, start)]
+        metrics = candidate_metrics(of_origin[0], of_origin[1], of_origin[1], {}, seed=seed).metrics
+        found[origin] = {str(k): metrics[k] for k in ("judge_score", "win_rate_vs_start") if k in metrics}
+    return found if len(found) > 1 else {}
+
+
 class _Bench:
     """Collects metrics and warnings: what a metric has no values for becomes a warning."""
 

@@ -15,8 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
 from prefloop.errors import DataError
+from prefloop.evaluate.displacement_charts import displacement_charts
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
 from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, samples
+from prefloop.evaluate.report_origins import origin_table
 from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
 from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
 
@@ -126,6 +128,11 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "histograms": histograms(start, {n: judged[n] for n in beside}),
         "samples": samples(start, judged.get(shown, [])),
         "pairs": {n: few for n, few in pairs.items() if few},
+        "origins": origin_table(rounds),
+        "displacement": [(e["round"], e["displacement"]) for e in _ends(rounds, _LISTED) if "displacement" in e],
+        "displacement_charts": displacement_charts(
+            [(e["round"], e["displacement"]) for e in rounds if "displacement" in e]
+        ),
         "step_charts": step_charts([_steps(_folder(root, n)) for n in metrics]),
         "counts": [_counts(_folder(root, e["round"]), e) for e in _ends(rounds, _LISTED)],
         "unfinished": _unfinished(root, set(metrics)),

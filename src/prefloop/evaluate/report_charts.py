@@ -120,8 +120,19 @@ def step_charts(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:
             {"chosen": lambda s: s.chosen_logp, "rejected": lambda s: s.rejected_logp},
         ),
         _by_step(rounds, "Gradient norm", "before clipping", {"norm": lambda s: s.grad_norm}),
+        *_gradient_chart(rounds),
         *_extra_charts(rounds),
     ]
+
+
+def _gradient_chart(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:
+    """Return how hard the loss pulls at either side, over the steps that know."""
+    having = [kept for steps in rounds if (kept := [s for s in steps if s.chosen_gradient is not None])]
+    lines: dict[str, Callable[[StepLog], float]] = {
+        "chosen": lambda s: math.nan if s.chosen_gradient is None else s.chosen_gradient,
+        "rejected": lambda s: math.nan if s.rejected_gradient is None else s.rejected_gradient,
+    }
+    return [_by_step(having, "Gradient weight", "|∂loss/∂log π(y)| of either side", lines)] if having else []
 
 
 def _extra_charts(rounds: Sequence[Sequence[StepLog]]) -> list[Chart]:

@@ -1,47 +1,26 @@
-"""A judging model behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, or hosted.
+"""A judging model behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, or hosted."""
 
-Requests go through the official `openai` client. Repeating them is done here and not by the client: so that a stop
-takes effect between two attempts, and a long Retry-After is kept to.
-"""
-
-import importlib
-import importlib.util
-import json
-import os
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from prefloop.endpoint import FATAL, Address, Trouble, delay_after, offer
 from prefloop.errors import ConfigError, JudgeError, PrefloopError
 from prefloop.judge._llm_asking import Budget, Keep, Refused, Request
 from prefloop.judge._llm_replies import Style
 from prefloop.judge._llm_store import Reply
 from prefloop.judge._llm_templates import Wording
-from prefloop.judge._llm_wire import Trouble, read_completion, retry_after
+from prefloop.judge._llm_wire import read_completion
 from prefloop.rows import Message
 
-FIRST_DELAY = 0.5
-"""Seconds before the second attempt; doubled for each further one, and cut by up to a quarter at random."""
-LONGEST_DELAY = 30.0
-"""Seconds that one wait takes at most, unless the server asks for more."""
-LONGEST_RETRY_AFTER = 600.0
-"""Seconds up to which a server's Retry-After is waited for."""
 REFUSALS = 3
 """Refusals of a server that has answered nothing yet after which it is asked no more."""
-NO_PACKAGE = "judge.base_url: an endpoint needs the `openai` package: pip install 'prefloop[server]'"
 _SCHEMA_REFUSED = (400, 404, 415, 422, 501)
 """Status with which servers say that they know no JSON schema."""
-_FATAL = (401, 403, 404)
-_OUTAGE = (408, 409, 425, 429)
-
-
 Answering = Future[Reply | Refused]
 """A request under way."""
 
@@ -76,17 +55,7 @@ class Endpoint:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"judge.base_url: must be like http://127.0.0.1:8000/v1, got {self.base_url!r}")
-        if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                "judge.base_url: holds a key or password; put it into an environment variable and name "
-                "that in judge.api_key_env"
-            )
-        if importlib.util.find_spec("openai") is None:
-            raise ConfigError(NO_PACKAGE)
-        self._key()
+        self._address = Address(self.base_url, self.api_key_env, self.timeout, "judge")
 
     @property
     def name(self) -> str:
@@ -127,7 +96,7 @@ class Endpoint:
         """
         self._stop.clear()
         self._answered = max(self._answered, budget.calls)
-        with self._connected() as self._client:
+        with self._address.client() as self._client:
             self._check_model()
             self._ask_all(iter(enumerate(requests)), keep, budget)
 
@@ -159,38 +128,6 @@ class Endpoint:
         if trouble is not None:
             raise trouble
 
-    @cached_property
-    def _library(self) -> Any:
-        try:
-            return importlib.import_module("openai")
-        except ImportError as error:
-            raise ConfigError(NO_PACKAGE) from error
-
-    def _connected(self) -> Any:
-        host = urlsplit(self.base_url).hostname or ""
-        local = host in ("localhost", "::1") or host.startswith("127.")
-        client = self._library.OpenAI(
-            api_key=self._key() or "none",  # without one the client would take OPENAI_API_KEY, meant for another host
-            base_url=self.base_url,
-            timeout=self.timeout,
-            max_retries=0,
-            http_client=self._library.DefaultHttpxClient(trust_env=False) if local else None,  # this machine, no proxy
-        )
-        if not host.endswith("openai.com"):
-            client.organization = client.project = None  # from the environment, and nobody else's business
-        return client
-
-    def _key(self) -> str | None:
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise ConfigError(
-                f"judge.api_key_env: the environment variable {self.api_key_env} is not set; put the key for "
-                f"{self.base_url} there"
-            )
-        return key
-
     def _answer(self, request: Request) -> Reply | Refused:
         """Ask until there is a reply, a refusal, or no hope left. Runs in a thread of its own."""
         found: Reply | Trouble = self._tried(lambda: self._styled(request))
@@ -202,7 +139,7 @@ class Endpoint:
         if isinstance(found, Reply):
             self._answered += 1
             return found
-        if found.status in _FATAL:
+        if found.status in FATAL:
             raise JudgeError(self._fatal(found))
         if not found.again:
             self._refused += 1
@@ -223,11 +160,9 @@ class Endpoint:
             found = attempt()
             if not isinstance(found, Trouble) or not found.again or number == self.retries:
                 return found
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2**number) * (1 - random.random() / 4)
-            if found.after is not None:
-                if found.after > LONGEST_RETRY_AFTER:
-                    return found
-                delay = found.after
+            delay = delay_after(number, found)
+            if delay is None:
+                return found
             if self._stop.wait(delay):
                 return found
         raise AssertionError("unreachable")
@@ -259,7 +194,7 @@ class Endpoint:
             described = {"name": "verdict", "strict": True, "schema": wording.form.schema()}
             options["response_format"] = {"type": "json_schema", "json_schema": described}
         sent = self.messages(wording.text)
-        found = self._called(
+        found = self._address.called(
             lambda: self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[{"role": message.role, "content": message.content} for message in sent],
@@ -269,39 +204,10 @@ class Endpoint:
         )
         return found if isinstance(found, Trouble) else read_completion(found, wording)
 
-    def _called(self, call: Callable[[], Any]) -> Any:
-        """Return the JSON of a response, or what went wrong."""
-        errors = self._library
-        try:
-            return json.loads(call().content)
-        except errors.APITimeoutError:
-            return Trouble(f"no reply within {self.timeout:g} s", again=True)
-        except errors.APIConnectionError as error:
-            return Trouble(self._clean(f"{error} {error.__cause__ or ''}"), again=True)
-        except errors.APIStatusError as error:
-            return self._trouble(error.status_code, error.response.headers, error.body, str(error))
-        except (ValueError, RecursionError):
-            return Trouble("the response is not JSON", again=True, status=200)
-
-    def _trouble(self, status: int, headers: Any, body: Any, text: str) -> Trouble:
-        code = body.get("code") if isinstance(body, dict) else None
-        again = (status in _OUTAGE or status >= 500) and code != "insufficient_quota"
-        why = self._clean(f"HTTP {status}: {text}")
-        if code == "insufficient_quota":
-            return Trouble(why, again=True, after=float("inf"), status=status)
-        return Trouble(why, again, retry_after(headers) if again else None, status)
-
-    def _clean(self, text: str) -> str:
-        """Return one short line without the key, which some servers repeat."""
-        key = self._key()
-        line = " ".join(text.split())
-        return (line.replace(key, "***") if key else line)[:300]
-
     def _fatal(self, found: Trouble) -> str:
         if found.status == 404:
             return f"judge.model: {self.base_url} does not answer for {self.model!r} ({found.why}){self._offer()}"
-        named = f"the key in {self.api_key_env}" if self.api_key_env else "no key (name its variable in api_key_env)"
-        return f"judge.api_key_env: {self.base_url} refuses {named}: {found.why}"
+        return self._address.key_refused(found)
 
     def _check_model(self) -> None:
         """Refuse a model that the endpoint's list does not have; an endpoint without a list is asked right away."""
@@ -318,27 +224,17 @@ class Endpoint:
                 )
         elif found and self.model not in found:
             raise ConfigError(
-                f"judge.model: {self.base_url} has no {self.model!r}{_offer(found)}; if it takes models that it does "
+                f"judge.model: {self.base_url} has no {self.model!r}{offer(found)}; if it takes models that it does "
                 "not list, set judge.check_model=false"
             )
         self._checked = True
 
     def _offered(self) -> list[str] | Trouble:
-        found = self._called(lambda: self._client.models.with_raw_response.list())
-        if isinstance(found, Trouble):
-            # Not every server has a list, and one that is loading says 503.
-            return replace(found, again=found.again and found.status in (None, 429, 503))
-        data = found.get("data") if isinstance(found, dict) else None
-        return [str(item["id"]) for item in data or () if isinstance(item, dict) and "id" in item]
+        return self._address.offered(self._client)
 
     def _offer(self) -> str:
         found = self._offered()
-        return "" if isinstance(found, Trouble) else _offer(found)
-
-
-def _offer(models: Sequence[str]) -> str:
-    more = ", …" if len(models) > 10 else ""
-    return f"; it offers {', '.join(sorted(models)[:10])}{more}" if models else ""
+        return "" if isinstance(found, Trouble) else offer(found)
 
 
 def _hand_over(future: Answering, running: dict[Answering, int], keep: Keep) -> PrefloopError | None:

@@ -1,23 +1,10 @@
-"""What comes back from an OpenAI-compatible endpoint: a reply, or trouble and whether it may pass."""
+"""What comes back from an OpenAI-compatible endpoint as a reply."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
+from prefloop.endpoint import Trouble
 from prefloop.judge._llm_store import Reply
 from prefloop.judge._llm_templates import Wording
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why an attempt brought no reply. `again`: another may; `after`: seconds that the server asks to wait."""
-
-    why: str
-    again: bool
-    after: float | None = None
-    status: int | None = None
 
 
 def read_completion(found: Any, wording: Wording) -> Reply | Trouble:
@@ -46,18 +33,3 @@ def _tokens(counted: object, text: str) -> int:
     if isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0:
         return counted
     return -(-len(text.encode("utf-8", "replace")) // 4)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a response asks to wait: a number or a date."""
-    said = headers.get("retry-after")
-    if said is None:
-        return None
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
-        return None

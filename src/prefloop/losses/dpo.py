@@ -1,5 +1,6 @@
 """Direct preference optimization, with label smoothing."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class DPO:
     level: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
+        if not 0 < self.beta < math.inf:
             raise ConfigError(f"loss.beta (losses/dpo.py): must be > 0, got {self.beta}; the paper uses 0.1")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(

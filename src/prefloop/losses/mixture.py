@@ -50,6 +50,7 @@ class Mixture:
     level: ClassVar[str] = "sequence"
     couples_rows: ClassVar[bool] = False
     views: ClassVar[tuple[str, ...]] = ()
+    reads_squares: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         losses = [loss for _, _, loss in self._weighted]
@@ -58,6 +59,7 @@ class Mixture:
         object.__setattr__(self, "consumes", "pair" if any(loss.consumes == "pair" for loss in losses) else "unpaired")
         views = dict.fromkeys(name for loss in losses for name in getattr(loss, "views", ()))
         object.__setattr__(self, "views", tuple(views))
+        object.__setattr__(self, "reads_squares", any(getattr(loss, "reads_squares", False) for loss in losses))
         # A loss that says nothing of it does not couple rows.
         object.__setattr__(self, "couples_rows", any(getattr(loss, "couples_rows", False) for loss in losses))
 

@@ -31,6 +31,10 @@ class RoomyLayer(DynamicLayer):
     key_room: Tensor | None = None
     value_room: Tensor | None = None
     dim: int = 2
+    both: Tensor | None = None
+    """Keys and values in one room, [2 row …], once `append` was called."""
+    length: int = 0
+    """Positions that `both` holds."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values; return all of them, as transformers' layers do."""
@@ -43,8 +47,44 @@ class RoomyLayer(DynamicLayer):
         self.value_room, self.values = _extended(self.value_room, self.values, value_states, self.dim)
         return self.keys, self.values
 
+    def append(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one position, [2 row head width]; return all keys and values as batches of matrices.
+
+        These are keys [row × head, width, position] and values [row × head, position, width]. A third of the
+        operations of `update`, which must not be called afterwards.
+        """
+        if self.both is None or self.both.shape[self.dim + 1] == self.length:
+            self._move_together()
+        assert self.both is not None
+        self.both.select(self.dim + 1, self.length).copy_(states)
+        self.length += 1
+        return self._key_room.narrow(2, 0, self.length), self._value_room.narrow(1, 0, self.length)
+
+    def _move_together(self) -> None:
+        """Make a larger room for keys and values together."""
+        self._settle()
+        self.length = self.keys.shape[2]
+        shape = _room_shape(len(self.keys), self.length + 1, self.keys, self.dim)
+        both = self.keys.new_empty(2, *shape)
+        for room, held in zip(both, (self.keys, self.values), strict=True):
+            _used(room, self.length, self.dim).copy_(held)
+        self._take_room(both)
+
+    def _take_room(self, both: Tensor) -> None:
+        self.both = both
+        keys, values = both[0].flatten(0, 1), both[1].flatten(0, 1)
+        self._key_room, self._value_room = (keys, values.mT) if self.dim == 3 else (keys.mT, values)
+
+    def _settle(self) -> None:
+        """Let `keys` and `values` be what `append` has made."""
+        if self.both is not None:
+            self.keys, self.values = (_used(room, self.length, self.dim) for room in self.both)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select rows, with their room where there is one."""
+        if self.both is not None:
+            self._take_room(self.both.index_select(1, beam_idx))
+            return
         if self.key_room is None or self.value_room is None:
             super().reorder_cache(beam_idx)
             return
@@ -56,6 +96,9 @@ class RoomyLayer(DynamicLayer):
 
     def join(self, other: "RoomyLayer", length: int) -> None:
         """Append the rows of `other`; keep the last `length` positions of all, zeros where a row has fewer."""
+        self._settle()
+        other._settle()
+        self.both = None
         self.key_room = _joined(self.keys, other.keys, length, self.dim)
         self.value_room = _joined(self.values, other.values, length, self.dim)
         self.keys = _used(self.key_room, length, self.dim)
@@ -68,16 +111,16 @@ def _used(room: Tensor, length: int, dim: int) -> Tensor:
     return used.mT if dim == 3 else used
 
 
-def _room(rows: int, length: int, like: Tensor, dim: int) -> Tensor:
+def _room_shape(rows: int, length: int, like: Tensor, dim: int) -> tuple[int, int, int, int]:
     (_, heads, _, width), length = like.shape, length + ROOM
-    return like.new_zeros((rows, heads, width, length) if dim == 3 else (rows, heads, length, width))
+    return (rows, heads, width, length) if dim == 3 else (rows, heads, length, width)
 
 
 def _extended(room: Tensor | None, held: Tensor, new: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Write `new` behind `held`, the beginning of `room` if there is one; return the room and its used part."""
     begin, length = held.shape[2], held.shape[2] + new.shape[2]
     if room is None or room.shape[dim] < length:
-        room = _room(len(held), length, held, dim)
+        room = held.new_empty(_room_shape(len(held), length, held, dim))
         _used(room, begin, dim).copy_(held)
     room.narrow(dim, begin, length - begin).copy_(new.mT if dim == 3 else new)
     return room, _used(room, length, dim)
@@ -85,7 +128,7 @@ def _extended(room: Tensor | None, held: Tensor, new: Tensor, dim: int) -> tuple
 
 def _joined(first: Tensor, second: Tensor, length: int, dim: int) -> Tensor:
     """Return a room with the rows of both, which end at `length`."""
-    room = _room(len(first) + len(second), length, first, dim)
+    room = first.new_zeros(_room_shape(len(first) + len(second), length, first, dim))
     used = _used(room, length, dim)
     for rows, held in ((used[: len(first)], first), (used[len(first) :], second)):
         kept = min(length, held.shape[2])

@@ -84,13 +84,33 @@ def target_logps(
         ValueError: chunk < 1.
 
     """
+    return target_logps_and_squares(hidden, head, targets, facts, chunk, squares=False)[0]
+
+
+def target_logps_and_squares(
+    hidden: Float[Tensor, "score width"],
+    head: nn.Linear,
+    targets: Int[Tensor, " score"],
+    facts: HeadFacts,
+    chunk: int | None = None,
+    squares: bool = True,
+) -> tuple[Float[Tensor, " score"], Float[Tensor, " score"]]:
+    """Return what `target_logps` does, and log Σ_v softmax(logits)[v]² beside it: nats, without gradient.
+
+    The latter is −∞ where `squares` is false; it costs one more exponential of every logit.
+
+    Raises:
+        ValueError: chunk < 1.
+
+    """
     if chunk is None:
         chunk = CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
     if chunk < 1:
         raise ValueError(f"head_chunk (models/logps.py): must be ≥ 1, got {chunk}")
     device = hidden.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    result: Tensor = _TargetLogps.apply(hidden, head.weight, head.bias, targets, _Tiles(facts, product, chunk))
+    tiles = _Tiles(facts, product, chunk, squares)
+    result: tuple[Tensor, Tensor] = _TargetLogps.apply(hidden, head.weight, head.bias, targets, tiles)
     return result
 
 
@@ -101,6 +121,7 @@ class _Tiles:
     facts: HeadFacts
     product: torch.dtype
     chunk: int
+    squares: bool
 
     def spans(self, scores: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
         """Yield spans of the vocabulary, each with the spans of rows that meet it; a tile is about square."""
@@ -141,10 +162,11 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, tiles: _Tiles
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         normalizer = hidden.new_full((len(hidden),), -math.inf, dtype=wide)
         target_logit = hidden.new_zeros(len(hidden), dtype=wide)
+        square = torch.full_like(normalizer, -math.inf)
         left = hidden.to(tiles.product)
         for span, over_rows in tiles.spans(len(hidden), len(weight)):
             right, offset = weight[span].to(tiles.product), None if bias is None else bias[span]
@@ -153,13 +175,17 @@ class _TargetLogps(torch.autograd.Function):
                 index, inside = _within(targets[rows], span)
                 target_logit[rows] += logits.gather(1, index).squeeze(1) * inside
                 normalizer[rows] = torch.logaddexp(normalizer[rows], logits.logsumexp(-1))
+                if tiles.squares:
+                    square[rows] = torch.logaddexp(square[rows], logits.mul_(2).logsumexp(-1))
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
         ctx.tiles = tiles
-        return target_logit - normalizer
+        square = square - 2 * normalizer
+        ctx.mark_non_differentiable(square)
+        return target_logit - normalizer, square
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalizer = ctx.saved_tensors
         tiles: _Tiles = ctx.tiles
         wide = normalizer.dtype

@@ -9,7 +9,7 @@ Only positions that predict a completion token reach the LM head, and the head n
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.errors import ConfigError
-from prefloop.models.head import decoder_of, head_of, target_logps
+from prefloop.models.head import decoder_of, head_of, target_logps_and_squares
 from prefloop.models.segments import IMPLEMENTATION, Segments, use_segments
 from prefloop.tensors import CompletionLogps
 
@@ -41,6 +41,7 @@ def completion_logps(
     layout: str = "auto",
     temperature: float = 1.0,
     head_chunk: int | None = None,
+    squares: bool = False,
 ) -> CompletionLogps:
     """Return log π(token | context, tokens before) of every completion token, nats, float32.
 
@@ -55,6 +56,7 @@ def completion_logps(
         groups: contexts with their completions.
         layout: padded, packed, shared, or auto: what `choose_layout` says.
         temperature: divides the logits.
+        squares: give `CompletionLogps.log_squares` too.
         head_chunk: logits held at a time; `None` takes 2²⁰ on a CPU and 2²⁶ on a GPU. Changes memory, not results.
 
     Raises:
@@ -72,7 +74,7 @@ def completion_logps(
         raise ConfigError(f"train.layout (models/logps.py): {layout} cannot be used: {reason}; use padded")
     _require_contexts(groups)
     _require_known_logits(causal_lm)
-    return _score(causal_lm, groups, layout, temperature, head_chunk)
+    return _score(causal_lm, groups, layout, temperature, head_chunk, squares)
 
 
 def choose_layout(model: nn.Module) -> tuple[str, str]:
@@ -205,6 +207,7 @@ def _score(
     layout: str,
     temperature: float = 1.0,
     head_chunk: int | None = None,
+    squares: bool = False,
 ) -> CompletionLogps:
     head, facts = head_of(model, temperature)
     batch = _pad(groups) if layout == "padded" else _pack(groups, share=layout == "shared")
@@ -212,7 +215,9 @@ def _score(
     sources = torch.tensor(batch.sources, dtype=torch.long, device=device)
     targets = torch.tensor(batch.targets, dtype=torch.long, device=device)
     hidden = _hidden_states(model, batch, device).flatten(0, 1).index_select(0, sources)
-    return _rows(target_logps(hidden, head, targets, facts, head_chunk), batch.rows)
+    scores, squared = target_logps_and_squares(hidden, head, targets, facts, head_chunk, squares)
+    found = _rows(scores, batch.rows)
+    return replace(found, log_squares=_rows(squared, batch.rows).token_logps) if squares else found
 
 
 def _hidden_states(model: PreTrainedModel, batch: _Batch, device: torch.device) -> Float[Tensor, "row token width"]:
@@ -328,11 +333,11 @@ def _made_up_groups(vocabulary: int) -> list[TokenGroup]:
 
 @contextmanager
 def _evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Switch off dropout and autocast."""
+    """Switch off dropout and autocast; run compiled layers as they were written, as compiling takes a minute."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with torch.autocast(model.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module in training:

@@ -91,10 +91,14 @@ def attend(  # noqa: PLR0913  transformers' interface
     return output
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _along_paths(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, window: int | None, settings: "_Attention"
 ) -> Tensor:
-    """Attend segment by segment: queries of the segment, keys and values of its path."""
+    """Attend segment by segment: queries of the segment, keys and values of its path.
+
+    Never compiled: its shapes are new in every microbatch, and nearly all of its time is inside SDPA.
+    """
     # split and not slices: its backward pass is one concatenation, that of a slice a row of zeros for each segment.
     queries = query.split(segments.lengths, 2)
     keys = key.split(segments.lengths, 2)

@@ -1,7 +1,13 @@
-"""Make a loaded model trainable: gradients on, randomness off, activations recomputed where asked for."""
+"""Make a loaded model trainable: randomness off; activations recomputed and layers compiled where asked for."""
+
+import os
+import shutil
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prefloop.errors import ConfigError
 
 _DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout", "attn_dropout", "resid_dropout", "activation_dropout")
 """Names under which transformers' modules keep a dropout rate as a plain number."""
@@ -20,6 +26,30 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch.compile make the code of the decoder layers, when it first runs; names of weights stay as they are.
+
+    The parts of each layer and not the whole model: layers share their code, what lies around them has new shapes in
+    every microbatch, and parts are compiled inside gradient checkpointing too, a whole layer is not.
+
+    Raises:
+        ConfigError: `model` has no layers that transformers marks as such, or there is no C++ compiler.
+
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"train.compile: {type(model).__name__} has no known decoder layers; set it to false")
+    compiler = os.environ.get("CXX", "g++")
+    if model.device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compile: there is no C++ compiler {compiler}; install it, name one in CXX, or set it to false"
+        )
+    for layer in layers:
+        for part in layer.children():
+            # Sequence lengths differ from microbatch to microbatch: code for any length, made once.
+            part.compile(dynamic=True)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Completions that rows bring along: TRL's preference columns, or a list of completions with scores."""
+"""Completions that rows bring along: TRL's preference columns, paired or not, or a list of completions with scores."""
 
 from collections.abc import Mapping
 from itertools import takewhile
@@ -10,7 +10,10 @@ from prefloop.rows import Candidate
 
 
 def candidates(place: str, row: Mapping[str, Any]) -> tuple[Candidate, ...]:
-    """Return the completions of a row: `completions` with `scores`, or `chosen` (1) and `rejected` (0); else none.
+    """Return the completions of a row; none where it brings none.
+
+    They are `completions` with `scores`; or one `completion` whose `label` is true (1) or false (0), TRL's unpaired
+    format; or `chosen` (1) and `rejected` (0).
 
     Raises:
         DataError: the columns do not fit together; the message names place and key.
@@ -18,10 +21,17 @@ def candidates(place: str, row: Mapping[str, Any]) -> tuple[Candidate, ...]:
     """
     if row.get("completions") is not None:
         return _rated(place, row)
+    if is_labelled(row):
+        return (Candidate(_text(place, "completion", row["completion"]), float(row["label"])),)
     if row.get("chosen") is None or row.get("rejected") is None:
         return ()
     rated = (("chosen", 1.0), ("rejected", 0.0))
     return tuple(Candidate(_text(place, key, row[key]), score) for key, score in rated)
+
+
+def is_labelled(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is of TRL's unpaired format; a `label` that is not true or false is something else."""
+    return row.get("completion") is not None and isinstance(row.get("label"), bool)
 
 
 def with_explicit_prompt(place: str, row: Mapping[str, Any], column: str) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from prefloop.constraints.instructions import gold_of
 from prefloop.errors import ConfigError, DataError
-from prefloop.prompts.candidates import candidates, with_explicit_prompt
-from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Message, Prompt, prompt_id
+from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
+from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Candidate, Message, Prompt, prompt_id
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 """The files that can be read. `.json` holds one object a line, or one array of objects."""
@@ -70,7 +70,9 @@ def read_prompts(
 
     Completions that a row holds become the prompt's candidates: `chosen` and `rejected` with the scores 1 and 0
     (without a `prompt` column both are conversations, and what they share at the beginning is the prompt), or a list
-    `completions` with as many numbers in `scores`.
+    `completions` with as many numbers in `scores`. In rows with `completion` and a `label` that is true or false, TRL's
+    unpaired format, the label is the score, 1 or 0; such rows of one prompt are put together, and a completion that is
+    labelled false is no gold answer.
 
     A string in the column `source` is kept as the name of the data set that the row comes from.
 
@@ -104,6 +106,9 @@ def read_prompts(
         row = with_explicit_prompt(place, row, column)
         messages, answer = _messages_and_gold(place, row, column, gold)
         identity = prompt_id(messages)
+        if identity in kept and is_labelled(row):
+            kept[identity] = _with_more(kept[identity], candidates(place, row), answer)
+            continue
         if identity in kept:
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
@@ -116,6 +121,13 @@ def read_prompts(
     if gold is not None and not gold_column_seen:
         raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
     return PromptSet(tuple(kept.values()), _describe(repeats))
+
+
+def _with_more(prompt: Prompt, found: tuple[Candidate, ...], answer: str | None) -> Prompt:
+    """Return a prompt with the completion of another of its labelled rows."""
+    more = tuple(candidate for candidate in found if candidate not in prompt.candidates)
+    gold = answer if prompt.gold is None else prompt.gold
+    return replace(prompt, candidates=(*prompt.candidates, *more), gold=gold)
 
 
 def read_rows(path: str, split: str = "train") -> Iterator[Row]:
@@ -305,7 +317,8 @@ def _messages_and_gold(
     elif answer is None and "instruction_id_list" in row:  # IFEval: what a constraints judge checks
         answer = gold_of(row)
     elif answer is None:
-        found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if _is_gold(row.get(key))]
+        bad = "completion" if is_labelled(row) and not row["label"] else None
+        found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if key != bad and _is_gold(row.get(key))]
         answer = found[0] if found else None
     return messages, answer
 

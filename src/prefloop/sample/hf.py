@@ -6,7 +6,7 @@ not depend on the prompts it shares a batch with (beyond the rounding of floatin
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 
 import numpy as np
@@ -19,7 +19,7 @@ from prefloop.models.causal_lm import PRECISIONS, CausalLM, decode_completion, e
 from prefloop.models.decoding import decoding
 from prefloop.models.decoding_batch import DecodingBatch
 from prefloop.models.decoding_llama import LeanStep, lean_step
-from prefloop.protocols import RoundContext
+from prefloop.protocols import RoundContext, Start
 from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
 
 STEPS_PER_CHECK = 8
@@ -88,18 +88,9 @@ class Hf:
             SamplerError: a prompt leaves no room for a token, or the policy's logits are not finite.
 
         """
-        lm = load(context.policy.path, precision=self.precision, device=self.device)
-        if "past_key_values" not in signature(lm.model.forward).parameters:
-            raise ConfigError(
-                f"sampler (sample/hf.py): {lm.model.config.model_type} models keep no key-value cache, which this "
-                "sampler needs; choose another policy, or a sampler that asks a server"
-            )
+        lm = self._policy(context)
         rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
-        # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
-        waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
-        reach = max((len(row.prompt_ids) + row.limit for row in rows), default=0)
-        with decoding(lm.model):
-            self._decode(lm, lean_step(lm.model, reach), deque(waiting))
+        self._complete(lm, rows)
         completions = iter([_completion(lm, row, context) for row in rows])
         return [
             SampleGroup(
@@ -113,9 +104,60 @@ class Hf:
             for prompt in prompts
         ]
 
+    def go_on(self, starts: Sequence[Start], context: RoundContext) -> list[tuple[Completion, ...]]:
+        """Return for each start one whole completion, its first tokens included, for each of its seeds.
+
+        `max_new_tokens` counts the whole completion. A start is computed once for its completions.
+
+        Raises:
+            ConfigError, DataError: the policy cannot be loaded, or a prompt cannot be encoded.
+            SamplerError: a start leaves no room for a token, or the policy's logits are not finite.
+
+        """
+        lm = self._policy(context)
+        rows = [self._rows_after(lm, start) for start in starts]
+        self._complete(lm, [row for some in rows for row in some])
+        return [
+            tuple(_whole(lm, start, row, context) for row in some) for start, some in zip(starts, rows, strict=True)
+        ]
+
+    def _policy(self, context: RoundContext) -> CausalLM:
+        lm = load(context.policy.path, precision=self.precision, device=self.device)
+        if "past_key_values" not in signature(lm.model.forward).parameters:
+            raise ConfigError(
+                f"sampler (sample/hf.py): {lm.model.config.model_type} models keep no key-value cache, which this "
+                "sampler needs; choose another policy, or a sampler that asks a server"
+            )
+        return lm
+
+    def _complete(self, lm: CausalLM, rows: list["_Row"]) -> None:
+        # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
+        waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
+        reach = max((len(row.prompt_ids) + row.limit for row in rows), default=0)
+        with decoding(lm.model):
+            self._decode(lm, lean_step(lm.model, reach), deque(waiting))
+
+    def _rows_after(self, lm: CausalLM, start: Start) -> list["_Row"]:
+        ids = [*encode_prompt(lm.tokenizer, start.prompt), *start.token_ids]
+        limit = self.max_new_tokens - len(start.token_ids)
+        if limit < 1:
+            raise SamplerError(
+                f"prompt {start.prompt.prompt_id} ({start.prompt.source}): {len(start.token_ids)} tokens of a completion "
+                f"leave nothing of sampler.max_new_tokens={self.max_new_tokens} to go on; raise it"
+            )
+        limit = self._room(lm, start.prompt, ids, limit)
+        return [_Row(start.prompt, ids, index, seed, limit) for index, seed in enumerate(start.seeds)]
+
     def _rows(self, lm: CausalLM, prompt: Prompt, context: RoundContext) -> list["_Row"]:
         ids = encode_prompt(lm.tokenizer, prompt)
-        limit = self.max_new_tokens
+        limit = self._room(lm, prompt, ids, self.max_new_tokens)
+        return [
+            _Row(prompt, ids, index, stream_seed(context.seed, context.round, prompt.prompt_id, index), limit)
+            for index in range(self.completions)
+        ]
+
+    def _room(self, lm: CausalLM, prompt: Prompt, ids: list[int], limit: int) -> int:
+        """Return how many tokens may follow `ids`, at most `limit`."""
         # Some architectures, such as ALiBi's, have no longest length.
         longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None:
@@ -131,10 +173,7 @@ class Hf:
                 f"prompt {prompt.prompt_id} ({prompt.source}): token id {max(ids)}, but the policy knows {entries} "
                 f"tokens; {lm.path} has another model's tokenizer, put its own there"
             )
-        return [
-            _Row(prompt, ids, index, stream_seed(context.seed, context.round, prompt.prompt_id, index), limit)
-            for index in range(self.completions)
-        ]
+        return limit
 
     @torch.inference_mode()
     def _decode(self, lm: CausalLM, lean: LeanStep | None, waiting: deque["_Row"]) -> None:
@@ -277,6 +316,20 @@ def _completion(lm: CausalLM, row: _Row, context: RoundContext) -> Completion:
         finish_reason=row.finish_reason,
         seed=row.seed,
         source=context.policy.digest,
+    )
+
+
+def _whole(lm: CausalLM, start: Start, row: _Row, context: RoundContext) -> Completion:
+    """Return the start's tokens and those of `row` as one completion."""
+    rest = _completion(lm, row, context)
+    shown = row.ids[:-1] if row.ids[-1] in lm.stop_ids else row.ids
+    prompt_ids = row.prompt_ids[: len(row.prompt_ids) - len(start.token_ids)]
+    return replace(
+        rest,
+        completion_id=digest_of(context.policy.digest, context.round, row.prompt.prompt_id, start.token_ids, row.seed),
+        text=decode_completion(lm.tokenizer, prompt_ids, [*start.token_ids, *shown]),
+        token_ids=(*start.token_ids, *row.ids),
+        sampler_logps=None if start.logps is None else (*start.logps, *row.logps),
     )
 
 

@@ -17,6 +17,7 @@ def pair_logps(
     layout: str = "auto",
     needs_reference: bool = True,
     views: Sequence[str] = (),
+    squares: bool = False,
 ) -> PairLogps:
     """Score a microbatch: log-probs under `model`, and the stored ones of the reference beside them.
 
@@ -29,7 +30,7 @@ def pair_logps(
 
     """
     found = group_by_context(pairs, views)
-    policy = completion_logps(model, found.groups, layout=layout)
+    policy = completion_logps(model, found.groups, layout=layout, squares=squares)
     device = policy.token_logps.device
     stored: dict[str, CompletionLogps | None] = dict.fromkeys(("chosen", "rejected", *views))
     if needs_reference:
@@ -94,7 +95,8 @@ def view_of(pair: TokenizedPair, name: str) -> TokenizedView:
 
 def _rows(logps: CompletionLogps, rows: Sequence[int]) -> CompletionLogps:
     index = torch.tensor(rows, device=logps.mask.device)
-    return CompletionLogps(logps.token_logps[index], logps.mask[index])
+    squares = None if logps.log_squares is None else logps.log_squares[index]
+    return CompletionLogps(logps.token_logps[index], logps.mask[index], squares)
 
 
 def _reference(pair: TokenizedPair, name: str) -> tuple[float, ...]:

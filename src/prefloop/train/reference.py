@@ -100,7 +100,7 @@ def sampler_gap(sampled: Sequence[TokenizedPair], live: Sequence[TokenizedPair])
         ):
             if stored is None or computed is None or len(stored) != len(computed):
                 return math.inf
-            worst = max(worst, *(abs(a - b) for a, b in zip(stored, computed, strict=True)))
+            worst = max([worst, *(abs(a - b) for a, b in zip(stored, computed, strict=True))])
     return worst
 
 

@@ -53,11 +53,20 @@ class TrainSettings(BaseModel):
     """How pairs lie in a microbatch. auto: the fastest that the architecture takes. Same result in each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of the decoder layers; attention along shared prompts and the LM head stay as they are. On a CPU
+    it gains a few percent and costs up to a minute in each round, so it is for long rounds. Needs a C++ compiler."""
     max_tokens: Annotated[int, Field(ge=2)] = 2048
     """Pairs whose prompt plus longer completion exceeds this are dropped, and counted in the report."""
+    reference_cache: str | None = None
+    """Folder that keeps the reference's log-probs for other runs and rounds with the same reference and pairs. None:
+    they are kept in the run's folder only."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between training states on disk, from which a stopped run goes on."""
     log_every: Annotated[int, Field(ge=1)] = 1
     """Steps between rows of the training curve."""
     lora: LoraSettings | None = None
     """Train a LoRA adapter. None: all weights."""
+    remedy: Literal["none", "auto"] = "none"
+    """auto: once a round's diagnosis names degradation (chosen completions fall, and nothing shows that this is
+    harmless), the rounds after it train with a loss that holds them up; see `prefloop.evaluate.remedies`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
-from prefloop.protocols import Progress, views_of
+from prefloop.protocols import Progress, reads_squares, views_of
 from prefloop.rows import NamedValue, StepLog
 from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
@@ -32,6 +32,9 @@ START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 EXTRA = "extra."
 """Prefix of what a loss logs beside the common columns."""
+
+GRADIENTS = ("chosen_gradient", "rejected_gradient")
+"""Columns that are read off gradients of the step's mean, which are divided by its size already."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Totals:
     """Sums over the pairs of one step, kept on the device until they are logged."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
+    """Rows that have a chosen side, and rows that have a rejected one."""
 
     def add(self, output: LossOutput, logps: PairLogps) -> None:
         """Add the pairs of a microbatch."""
@@ -86,9 +91,43 @@ class Totals:
             "rejected_logp": logps.policy_rejected.total,
         }
         extra = {f"{EXTRA}{name}": value for name, value in output.extra.items()}
-        for name, value in (values | extra).items():
-            total = value.detach().sum()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        for name, value in (values | extra | _steepness(logps)).items():
+            _increase(self.sums, name, value.detach().sum())
+        for side, scored in (("chosen", logps.policy_chosen), ("rejected", logps.policy_rejected)):
+            _increase(self.present, side, scored.mask.any(-1).sum())
+
+    def mean(self, name: str, size: int) -> float:
+        """Return the mean over the step's `size` pairs; of a side's reward or log-prob, over those that have it."""
+        if name in GRADIENTS:
+            return float(self.sums[name])
+        side, _, of = name.partition("_")
+        rows = float(self.present[side]) if of in ("reward", "logp") and side in self.present else size
+        return float(self.sums[name]) / max(1, rows)
+
+
+def _increase(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def watch(logps: PairLogps) -> None:
+    """Have the backward pass keep the gradient by both sides' log-probs, which `Totals.add` reads after it."""
+    for side in (logps.policy_chosen, logps.policy_rejected):
+        if side.token_logps.requires_grad:
+            side.token_logps.retain_grad()
+
+
+def _steepness(logps: PairLogps) -> dict[str, Tensor]:
+    """Return |∂L/∂log π(y)| of both sides of each pair, where `watch` was called; 0 where the loss does not depend."""
+    sides = (logps.policy_chosen, logps.policy_rejected)
+    if not any(side.token_logps.retains_grad for side in sides):
+        return {}
+    found = {}
+    for name, side in zip(GRADIENTS, sides, strict=True):
+        gradient = side.token_logps.grad
+        # A loss of the sum has one derivative, that of every token; padding has none.
+        size = torch.zeros_like(side.length) if gradient is None else (gradient.abs() * side.mask).sum(-1)
+        found[name] = size / side.length.clamp(min=1)
+    return found
 
 
 def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLog]:
@@ -271,9 +310,11 @@ def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bo
     for index, microbatch in enumerate(microbatches):
         rows = [job.pairs[i] for i in microbatch]
         with autocast(device, job.settings.precision):
-            logps = pair_logps(job.model, rows, job.layout, job.loss.needs_reference, views_of(job.loss))
+            views, squares = views_of(job.loss), reads_squares(job.loss)
+            logps = pair_logps(job.model, rows, job.layout, job.loss.needs_reference, views, squares)
         if check_start and index == 0:
             check_starts_at_reference(logps, job.settings.precision, device)
+        watch(logps)
         output = job.loss(logps)
         ((output.loss * logps.weight).sum() / size).backward()
         totals.add(output, logps)
@@ -312,7 +353,7 @@ def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
 
 
 def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
-    means = {name: float(value) / size for name, value in totals.sums.items()}
+    means = {name: totals.mean(name, size) for name in totals.sums}
     common = {name: value for name, value in means.items() if not name.startswith(EXTRA)}
     extra = tuple(NamedValue(n.removeprefix(EXTRA), v) for n, v in means.items() if n.startswith(EXTRA))
     return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **common, extra=extra)
