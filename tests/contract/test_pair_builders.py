@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
         {"rule": "above_margin", "min_margin": 0.25, "max_pairs": 3},
     ],
     "dynamic_labels": [{"ties": "drop"}],
+    "corrected": [{}, {"of": {"kind": "ranked", "rule": "above_margin"}}],
     "guided": [{}, {"rule": "above_margin"}],
     "own_samples": [{}, {"keep": "all", "stopped": True}],
     "model_matrix": [{}, {"correction": "none"}, {"chosen_rungs": 0, "tie_margin": 0.25}],

@@ -37,11 +37,15 @@ class Item:
 
 @dataclass(frozen=True)
 class RoundPairs:
-    """The pairs of one round, the most informative first. `judged` is the digest of what they were made from."""
+    """The pairs of one round, the most informative first.
+
+    `judged` is the digest of what they were made from, `rule` the kind of the pair rule that made them.
+    """
 
     run: str
     round: int
     judged: str
+    rule: str
     items: tuple[Item, ...]
     by_key: Mapping[str, Item] = field(init=False, repr=False)
 
@@ -74,7 +78,14 @@ def load_round(root: Path, number: int | None = None) -> RoundPairs:
     if not found:
         raise DataError(f"{folder / PAIRS}: no pair of two different texts, so there is nothing to judge")
     items = sorted(found.values(), key=informative)
-    return RoundPairs(root.resolve().name, _number(folder), str(artifact.manifest["inputs"]["judged"]), tuple(items))
+    made = artifact.manifest
+    return RoundPairs(
+        run=root.resolve().name,
+        round=_number(folder),
+        judged=str(made["inputs"]["judged"]),
+        rule=str(made["settings"]["pair_builder"]["kind"]),
+        items=tuple(items),
+    )
 
 
 def informative(item: Item) -> tuple[bool, float, float, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from prefloop.errors import ConfigError
 from prefloop.label.desk import Desk
 from prefloop.label.exchange import export_verdicts, import_verdicts
-from prefloop.label.pairs import load_round
+from prefloop.label.pairs import RoundPairs, load_round
 from prefloop.label.sessions import Sessions, checked_name
 from prefloop.label.store import open_store
 from prefloop.rows import digest_of
@@ -112,8 +112,20 @@ def export_file(root: Path, number: int | None, to: Path, annotator: str | None)
         lines.append(f"left out: {done.split} pairs on which people are split; the run's label stands there")
     if done.stale:
         lines.append(f"left out: {done.stale} verdicts on completions that were made again since")
-    lines.append(f"to use them: run again with --redo pair_builder.kind=corrected pair_builder.corrections={to}")
+    lines.append(f"to use them: run again with --redo {_use(pairs, to)}")
     return lines
+
+
+def _use(pairs: RoundPairs, file: Path) -> str:
+    """Return the settings with which a run takes a file of verdicts in."""
+    rule = {
+        "ranked": "pair_builder.kind=corrected ",
+        "corrected": "",
+        "model_matrix": "",
+    }.get(pairs.rule, f"pair_builder.kind=corrected pair_builder.of={pairs.rule} ")
+    # Every other round has pairs of its own, which the file does not know.
+    files = ", ".join([*(["null"] * pairs.round), str(file), "null"])
+    return f"{rule}'per_round={{pair_builder.corrections: [{files}]}}'"
 
 
 def import_file(root: Path, number: int | None, named: Path, annotator: str | None) -> list[str]:
