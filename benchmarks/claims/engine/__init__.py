@@ -1,0 +1,1 @@
+"""What runs the claims: worlds, jobs, measurements, statistics, the page."""

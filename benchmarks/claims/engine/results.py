@@ -1,0 +1,160 @@
+"""From the measured runs of a claim to what its page shows: JSON-ready numbers and verdicts."""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.claims.engine.quality import trace_of
+from benchmarks.claims.engine.records import Arm, Claim, Comparison, Job, Sizes
+from benchmarks.claims.engine.runner import MEASURED, folder_of, job_of
+from benchmarks.claims.engine.stats import STATISTICS, Trace, estimate, overall, verdict
+from prefloop.rows import digest_of
+
+Rates = Mapping[str, float]
+"""Learning rate by arm."""
+Tuning = dict[str, dict[str, float | None]]
+"""Mean quality on validation prompts, by arm and learning rate; `None`: a run diverged."""
+
+
+def tuning_jobs(claim: Claim, sizes: Sizes) -> list[Job]:
+    """Return the runs that choose learning rates; none where there is nothing to choose."""
+    return [
+        job_of(claim, arm, rate, seed, sizes)
+        for arm in claim.arms
+        if len(claim.rates_of(arm)) > 1 and not sizes.quick
+        for rate in claim.rates_of(arm)
+        for seed in sizes.tuning_seeds
+    ]
+
+
+def report_jobs(claim: Claim, rates: Rates, seeds: Sequence[int], sizes: Sizes) -> list[Job]:
+    """Return the runs whose numbers are reported, the arms of one seed together."""
+    return [job_of(claim, arm, rates[arm.name], seed, sizes) for seed in seeds for arm in claim.arms]
+
+
+def read(job: Job, out: Path) -> dict[str, Any]:
+    """Return what a job measured."""
+    found: dict[str, Any] = json.loads((folder_of(job, out) / MEASURED).read_text(encoding="utf-8"))
+    return found
+
+
+def tune(claim: Claim, sizes: Sizes, out: Path) -> tuple[Rates, Tuning]:
+    """Return each arm's best learning rate on validation prompts, and the quality with every one."""
+    tuning: Tuning = {}
+    for arm in claim.arms:
+        if len(claim.rates_of(arm)) == 1 or sizes.quick:
+            tuning[arm.name] = {f"{claim.rates_of(arm)[0]:g}": None}
+            continue
+        tuning[arm.name] = {f"{rate:g}": _at_rate(claim, arm, rate, sizes, out) for rate in claim.rates_of(arm)}
+    return {name: float(_best(found)) for name, found in tuning.items()}, tuning
+
+
+def _at_rate(claim: Claim, arm: Arm, rate: float, sizes: Sizes, out: Path) -> float | None:
+    runs = [read(job_of(claim, arm, rate, seed, sizes), out) for seed in sizes.tuning_seeds]
+    if any("diverged" in run for run in runs):
+        return None
+    return mean(trace_of(claim, run).curve()[-1] for run in runs)
+
+
+def _best(found: Mapping[str, float | None]) -> str:
+    return max(found, key=lambda rate: (found[rate] is not None, found[rate] or 0.0))
+
+
+def summarise(
+    claim: Claim, rates: Rates, tuning: Tuning, seeds: Sequence[int], sizes: Sizes, out: Path
+) -> dict[str, Any]:
+    """Return all numbers of a claim."""
+    runs = {
+        arm.name: {seed: read(job_of(claim, arm, rates[arm.name], seed, sizes), out) for seed in seeds}
+        for arm in claim.arms
+    }
+    traces = {
+        name: {seed: trace_of(claim, run) for seed, run in found.items() if "diverged" not in run}
+        for name, found in runs.items()
+    }
+    comparisons = [_compared(comparison, traces, seeds) for comparison in claim.comparisons]
+    return {
+        "claim": digest_of(asdict(claim), asdict(sizes)),
+        "seeds": list(seeds),
+        "prompts": len(next(iter(traces[claim.arms[0].name].values())).quality[0]) if traces[claim.arms[0].name] else 0,
+        "arms": {name: _arm(claim, runs[name], traces[name], rates[name], tuning[name]) for name in runs},
+        "comparisons": comparisons,
+        "verdict": overall([found["verdict"] for found in comparisons]),
+    }
+
+
+def exact(claim: Claim, seeds: Sequence[int], sizes: Sizes) -> dict[str, Any]:
+    """Return the numbers of a claim that needs no runs: see `Claim.exact`."""
+    module, _, name = claim.exact.partition(":")
+    value = getattr(importlib.import_module(module), name)
+    traces = {arm.name: {seed: Trace([[float(value(arm.name, seed))]], []) for seed in seeds} for arm in claim.arms}
+    comparisons = [_compared(comparison, traces, seeds) for comparison in claim.comparisons]
+    return {
+        "claim": digest_of(asdict(claim), asdict(sizes)),
+        "seeds": list(seeds),
+        "prompts": 0,
+        "arms": {name: {"values": [found[seed].curve()[-1] for seed in seeds]} for name, found in traces.items()},
+        "comparisons": comparisons,
+        "verdict": overall([found["verdict"] for found in comparisons]),
+    }
+
+
+def _compared(
+    comparison: Comparison, traces: Mapping[str, Mapping[int, Trace]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    measure = STATISTICS[comparison.statistic][1]
+    named = (*comparison.better, *comparison.than)
+    usable = [seed for seed in seeds if all(seed in traces[name] for name in named)]
+    differences = [
+        mean(measure(traces[name][seed]) for name in comparison.better)
+        - (mean(measure(traces[name][seed]) for name in comparison.than) if comparison.than else 0.0)
+        for seed in usable
+    ]
+    if not differences:
+        return {"differences": [], "value": None, "low": None, "high": None, "verdict": "not reproduced"}
+    found = estimate(differences)
+    bounded = found.n > 1
+    return {
+        "differences": [round(d, 4) for d in differences],
+        "value": found.value,
+        "low": found.low if bounded else None,
+        "high": found.high if bounded else None,
+        "verdict": verdict(found, comparison.sign),
+    }
+
+
+def _arm(
+    claim: Claim,
+    runs: Mapping[int, dict[str, Any]],
+    traces: Mapping[int, Trace],
+    rate: float,
+    tuning: Mapping[str, float | None],
+) -> dict[str, Any]:
+    whole = [(runs[seed], trace) for seed, trace in traces.items()]
+    facts: dict[str, Any] = {"rate": rate, "tuning": dict(tuning), "diverged": len(runs) - len(whole)}
+    if not whole:
+        return facts
+    worse = [trace.rounds_worse() for _, trace in whole]
+    last = [run["policies"][trace.in_force()[-1]] for run, trace in whole]
+    first = [run["policies"][0] for run, _ in whole]
+    return facts | {
+        "curves": [[round(q, 4) for q in trace.curve()] for _, trace in whole],
+        "worse": [sum(column) for column in zip(*worse, strict=True)],
+        **{name: mean(run[name] for run, _ in whole) for name in ("completions", "pairs", "updates", "seconds")},
+        "start": _looks(claim, first),
+        "end": _looks(claim, last),
+        "kl": mean(run["kl"][-1] for run, _ in whole),
+    }
+
+
+def _looks(claim: Claim, policies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return means over seeds of raw scores and of what the text looks like."""
+    looks = {name: mean(policy[name] for policy in policies) for name in ("length", "repetition", "stopped")}
+    for name in claim.judges():
+        known = [s for policy in policies for row in policy["scores"][name] for s in row if s is not None]
+        looks[name] = mean(known)
+    return looks
