@@ -109,9 +109,9 @@ def start_of(scenarios: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def train(policy: torch.nn.Module, loss: Loss, epochs: int) -> Curves:
+def train(policy: torch.nn.Module, loss: Loss, epochs: int, rate: float = LEARNING_RATE) -> Curves:
     """Train all runs with `loss`, every epoch one step on the four pairs; the start is the reference."""
-    optimizer = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
     reference = policy().detach()
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     for epoch in range(epochs + 1):
@@ -152,7 +152,10 @@ def figure() -> str:
     beta, epochs, seeds = 0.02, 2000, list(range(10))
     starts = start_of([2] * len(seeds))
     panels = [
-        ("One free logit for each completion, DPO", train(FreeLogits(starts[:1]), DPO(beta=beta), epochs)),
+        (
+            "Free logits, DPO, learning rate × 10",
+            train(FreeLogits(starts[:1]), DPO(beta=beta), epochs, rate=10 * LEARNING_RATE),
+        ),
         ("Shared parameters (MLP), DPO", train(Networks(starts, seeds), DPO(beta=beta), epochs)),
         ("MLP, SFT-DPO with γ = β/10", train(Networks(starts, seeds), DPOSFT(beta=beta, gamma=beta / 10), epochs)),
     ]

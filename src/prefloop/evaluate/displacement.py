@@ -243,7 +243,8 @@ def _say_drop(chosen: Metric | None, rejected: Metric | None) -> str:
 def _say_fall(chosen: Metric | None, fell: bool, turn: float, pull: Sequence[float]) -> str:
     if chosen is None:
         return "there are no chosen completions"
-    text = f"chosen completions {'fell' if fell else 'did not fall'}: {_signed(chosen)}"
+    stayed = "did not fall" if chosen.value >= 0 else f"did not fall beyond {FALL} nats per token"
+    text = f"chosen completions {'fell' if fell else stayed}: {_signed(chosen)}"
     if turn > 0:
         text = f"chosen completions rose and fell back by {number(turn, 'nats per token')} nats per token in the round"
     left = remaining(pull)

@@ -25,6 +25,7 @@ from prefloop.train.update import (
     make_optimizer,
     take_steps,
     train,
+    watch,
 )
 from prefloop.train.versus import versus
 
@@ -122,6 +123,7 @@ class Following:
             logps = self._stored(microbatch) if updates == 0 else self._live(microbatch)
             if step == 0 and index == 0 and self.job.starts_at_reference:
                 check_starts_at_reference(logps, self.job.settings.precision, logps.weight.device)
+            watch(logps)
             output = self.job.loss(logps)
             ((output.loss * logps.weight).sum() / size).backward()
             totals.add(_counted(output, updates), logps)
