@@ -86,7 +86,11 @@ def show(case: Case, results: Results, device: str) -> None:
     for cells in table.rows(results, device):
         shown.add_row(*cells)
     console.print(shown)
-    for line in [*table.ratio_lines(results), *table.detail_lines(results)]:
+    for line in [
+        *table.ratio_lines(results),
+        *table.bound_lines(results, device),
+        *table.detail_lines(results),
+    ]:
         console.print(f"  {line}")
     for bar in case.bars:
         console.print(f"  {table.verdict(bar, case, results, device).replace('**', '')}")

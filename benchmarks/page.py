@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import table
 from benchmarks.records import Case, Results
-from benchmarks.workloads import SCALING, WORKLOADS
+from benchmarks.workloads import SCALING, WORKLOADS, case_names
 
 BEGIN = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
@@ -38,7 +38,7 @@ def text_of(entry: Entry, case: Case, results: Results) -> str:
     lines = [f"### {case.name}", "", *([case.note, ""] if case.note else [])]
     lines += [_row(table.COLUMNS), "|---" * len(table.COLUMNS) + "|"]
     lines += [_row(cells) for cells in table.rows(results, entry.device)]
-    facts = [*table.ratio_lines(results), *table.detail_lines(results)]
+    facts = [*table.ratio_lines(results), *table.bound_lines(results, entry.device), *table.detail_lines(results)]
     facts += [table.verdict(bar, case, results, entry.device) for bar in case.bars]
     lines += ["", *[f"- {fact}" for fact in facts]]
     lines += [f"- {entry.date} · {threads} · load before {entry.load:.1f} · `{entry.command}`"]
@@ -54,6 +54,8 @@ def store(entry: Entry, case: Case, results: Results, out: Path) -> None:
     """Put a case's measurements into the JSON file beside `out`."""
     path = out.with_suffix(".json")
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # A case that was renamed or removed does not stay on the page for ever.
+    known = {name: e for name, e in known.items() if e["case"] in case_names(e["workload"], e["device"])}
     known[f"{case.workload} {entry.device} {case.name}"] = {
         "workload": case.workload,
         "case": case.name,

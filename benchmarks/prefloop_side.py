@@ -18,6 +18,7 @@ from prefloop.models.adapters import add_lora
 from prefloop.models.causal_lm import folder_digest, forget
 from prefloop.models.head import HeadFacts, target_logps
 from prefloop.models.logps import choose_layout
+from prefloop.models.training import compile_layers
 from prefloop.protocols import RoundContext
 from prefloop.rows import PolicyRef, TokenizedPair
 from prefloop.sample.hf import Hf
@@ -56,10 +57,13 @@ class StepClock:
         """Do nothing."""
 
 
-def train_pairs(spec: TrainSpec, options: Options, layout: str = "auto", apart: bool = False) -> Measurement:
+def train_pairs(
+    spec: TrainSpec, options: Options, layout: str = "auto", apart: bool = False, compiled: bool = False
+) -> Measurement:
     """Time optimizer steps of the update loop after a first one; the reference is scored before.
 
-    With `apart`, every pair has token ids of its own, so that pairs of one prompt have nothing to share.
+    `compiled`: with train.compile; the first step compiles. With `apart`, every pair has token ids of its own, so that
+    pairs of one prompt have nothing to share.
     """
     model: nn.Module = build_model(spec.model, options)
     layout = choose_layout(model)[0] if layout == "auto" else layout
@@ -73,6 +77,8 @@ def train_pairs(spec: TrainSpec, options: Options, layout: str = "auto", apart: 
     )
     with autocast(torch.device(options.device), spec.precision):
         pairs = score_reference(model, pairs, layout=layout, tokens_per_batch=settings.tokens_per_microbatch)
+    if compiled:
+        compile_layers(model)
     if spec.lora_rank:
         model = add_lora(model, spec.lora_rank, 2.0 * spec.lora_rank)
     meter = Meter(options)

@@ -66,8 +66,9 @@ def trl_config(folder: str, options: Options, batch: int, learning_rate: float) 
     )
 
 
-def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1) -> Measurement:
+def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1, precision: str = "") -> Measurement:
     """Time optimizer steps of `DPOTrainer` after a first one; the reference is scored before."""
+    precision = precision or spec.precision
     pairs = token_pairs(spec)
     rows = [{"prompt_ids": list(p), "chosen_ids": list(c), "rejected_ids": list(r)} for p, c, r in pairs]
     lora = LoraConfig(
@@ -78,7 +79,7 @@ def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1) -> Meas
         config = trl_config(folder, options, len(pairs) // accumulated, 1e-6)
         config.num_train_epochs = 1 + spec.steps
         config.gradient_accumulation_steps = accumulated
-        config.bf16 = spec.precision == "bf16"
+        config.bf16 = precision == "bf16"
         trainer = TokenTrainer(
             model=build_model(spec.model, options),
             args=config,
@@ -88,7 +89,7 @@ def train_pairs(spec: TrainSpec, options: Options, accumulated: int = 1) -> Meas
             callbacks=[StepClock(meter)],
         )
         trainer.train()
-    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec), spec.precision)
+    return meter.measurement(spec.steps * len(pairs), useful_tokens(spec), useful_flops(spec), precision)
 
 
 def blank_tokenizer() -> PreTrainedTokenizerBase:

@@ -83,6 +83,26 @@ def ratio_lines(results: Results) -> list[str]:
     return lines
 
 
+def bound_lines(results: Results, device: str) -> list[str]:
+    """Return how fast any exact trainer could be at most: all useful operations at the matrix peak, and nothing else.
+
+    The peak is that of the first contender's precision.
+    """
+    labels = [label for label, found in results.items() if found]
+    ours = results[labels[0]]
+    if not ours[0].machine_peak:
+        return []
+    peak_rate = max(m.machine_peak for m in ours)
+    seconds = ours[0].flops / peak_rate
+    line = (
+        f"bound: {_short(ours[0].flops / 1e9)} G useful operations take {seconds:.3g} s at {peak_rate / 1e9:,.0f} G/s"
+    )
+    clock = wall if device == "cuda" else cpu
+    rivals = [label for label in labels[1:] if not label.startswith(labels[0])]
+    most = [f"{mid(results[label], clock) / seconds:.1f} times as fast as {label}" for label in rivals]
+    return [f"{line}, so no exact trainer can be more than {' or '.join(most)}" if most else line]
+
+
 def detail_lines(results: Results) -> list[str]:
     """Return the medians of what else was noted."""
     lines = []

@@ -65,12 +65,20 @@ def run(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME")] = None,
     redo: Redo = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Every stage on four prompts and one step, in OUT/smoke, then remove it.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="With --smoke: keep its folder.")] = False,
 ) -> None:
     """Run a recipe; the same command goes on after a stop or a kill."""
     from prefloop.launch import read_recipe
 
     recipe, origins = read_recipe(target, overrides or [])
-    _run(recipe, origins, out or Path("runs") / (recipe.name or recipe.recipe), redo)
+    root = out or Path("runs") / (recipe.name or recipe.recipe)
+    if smoke:
+        _smoke(recipe, root, keep)
+        return
+    _run(recipe, origins, root, redo)
 
 
 @app.command()
@@ -92,19 +100,80 @@ def demo(
 def check(
     target: Target,
     overrides: Overrides = None,
-    data_only: Annotated[bool, typer.Option("--data-only", help="Do not look at the model (no torch).")] = False,
+    data_only: Annotated[bool, typer.Option("--data-only", help="Look at recipe and data only (no torch).")] = False,
+    no_forward: Annotated[bool, typer.Option("--no-forward", help="Do not run the model or ask the judge.")] = False,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="File of another evaluation set that must not be trained on; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run would be, for the disk. Default: runs")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too (exit code 3).")] = False,
 ) -> None:
-    """Say in seconds whether recipe, model folder and prompts can be used, and show exact prompts."""
+    """Say in seconds what would ruin a run: settings, data, tokens, memory, disk, model, judge. See docs/check.md."""
+    from prefloop.check.data import data_findings
+    from prefloop.check.finding import worst
     from prefloop.launch import read_recipe
-    from prefloop.preflight import check_data, check_policy
 
     recipe, _ = read_recipe(target, overrides or [])
-    for line in check_data(recipe):
+    found = _printed(data_findings(recipe, against or ()))
+    if not data_only and worst(found) != "error":
+        from prefloop.loop import check_combination
+        from prefloop.preflight import policy_findings
+
+        found += _printed(policy_findings(recipe, out or Path("runs"), check_combination, forward=not no_forward))
+    bad = [f.name for f in found if f.severity == "error" or (strict and f.severity == "warning")]
+    if bad:
+        raise DataError(f"check: {len(bad)} findings must be settled first: {', '.join(dict.fromkeys(bad))}")
+    warned = sum(f.severity == "warning" for f in found)
+    console.print(f"ok, {warned} warnings" if warned else "ok", style="yellow" if warned else "green")
+
+
+def _printed(findings: Any) -> list[Any]:
+    """Print findings as they come, and return them."""
+    styles = {"error": "bold red", "warning": "yellow", "info": None}
+    found = []
+    for finding in findings:
+        found.append(finding)
+        for line in finding.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True, style=styles[finding.severity])
+    return found
+
+
+@app.command()
+def plan(
+    target: Target,
+    overrides: Overrides = None,
+    price_per_call: Annotated[float | None, typer.Option(help="Money for one call of the judge.")] = None,
+    price_per_million_tokens: Annotated[
+        float | None, typer.Option(help="Money for a million tokens of the judge's questions and replies.")
+    ] = None,
+    probe: Annotated[int, typer.Option(min=2, help="Prompts that are tried to measure the time.")] = 64,
+    ask_judge: Annotated[
+        bool, typer.Option("--ask-judge", help="Ask a judge behind an endpoint too; it may cost money.")
+    ] = False,
+) -> None:
+    """Say what a run will take - counts, time, disk, money - from a short probe, before anything is spent."""
+    from prefloop.launch import read_recipe
+    from prefloop.planning import Prices
+    from prefloop.planning import plan as make_plan
+
+    recipe, _ = read_recipe(target, overrides or [])
+    for line in make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not data_only:
-        for line in check_policy(recipe):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print("ok", style="green")
+
+
+@app.command()
+def doctor(run_folder: RunFolder) -> None:
+    """Say what of a run is whole, damaged or stale, and what a rerun would redo. Changes nothing."""
+    from prefloop.doctor import examine, prognosis
+
+    if not run_folder.is_dir():
+        raise DataError(f"{run_folder}: no such folder; give the folder that `prefloop run` wrote")
+    found = examine(run_folder)
+    for line in [*(line for one in found for line in one.lines()), *prognosis(found)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    damaged = [one.path for one in found if one.state == "damaged"]
+    if damaged:
+        raise DataError(f"{run_folder}: damaged: {', '.join(damaged)}")
 
 
 @app.command()
@@ -158,6 +227,43 @@ def evaluate(
     found = [(name, row.found.metrics) for name, row in zip(names, rows, strict=True)]
     console.print(evaluation_table(found, names[0]))
     console.print(f"results      {root / 'evaluation.json'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    targets: Annotated[
+        list[str], typer.Argument(help="Methods, recipe files or folders of finished runs; and key=value for all.")
+    ],
+    seeds: Annotated[int | None, typer.Option(help="Runs of each method. Default: 3")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="key=value,value: every method with every value; more may follow.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="equal: as many samples and updates for each. own: each recipe's own.")
+    ] = "equal",
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("runs/compare"),
+    redo: Redo = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare methods, or finished runs, under one budget; the same command goes on after a stop."""
+    from prefloop.compare import compare as compare_all
+    from prefloop.compare import read_asked
+    from prefloop.evaluate.compare_report import PAGE
+    from prefloop.evaluate.compare_words import leaderboard
+    from prefloop.evaluate.compare_words import markdown as as_markdown
+
+    asked = read_asked(targets, sweep or [], seeds, budget)
+    with _bars(errors if as_json or markdown else console) as (progress, stop):
+        found = compare_all(asked, out, redo=redo, progress=progress, stop=stop)
+    if as_json or markdown:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else as_markdown(found))
+        return
+    console.print(leaderboard(found))
+    for warning in found["warnings"]:
+        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
+    console.print(found["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report       {out / PAGE}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -258,20 +364,34 @@ def schema() -> None:
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
 
 
+def _smoke(recipe: Any, root: Path, keep: bool) -> None:
+    from prefloop.smoke import smoke
+
+    with _bars() as (progress, stop):
+        done = smoke(recipe, root, keep, progress=progress, stop=stop)
+    counts = f"{done.prompts} prompts, {done.pairs} pairs, {done.steps} step"
+    console.print(f"ok: every stage went through in {done.seconds:.0f} s ({counts})", style="green", highlight=False)
+    end = "kept" if done.kept else "removed"
+    console.print(f"{done.folder} {end}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
     from prefloop.loop import run as run_loop
+    from prefloop.repair import move_damaged
 
+    for line in move_damaged(root):
+        console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
     with _bars() as (progress, stop):
         summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
     _show(root, summary)
 
 
 @contextmanager
-def _bars() -> Iterator[tuple[Any, Callable[[], bool]]]:
+def _bars(on: Console = console) -> Iterator[tuple[Any, Callable[[], bool]]]:
     """Show progress bars, and turn a signal into a request to stop."""
     from prefloop.console import ConsoleProgress
 
-    progress = ConsoleProgress(console)
+    progress = ConsoleProgress(on)
     try:
         with _stop_requested() as stop:
             yield progress, stop
@@ -288,10 +408,12 @@ def _listed(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
 
 def _show(root: Path, summary: dict[str, Any]) -> None:
     from prefloop.evaluate.displacement import displacement_lines
+    from prefloop.evaluate.reward_table import reward_table
     from prefloop.evaluate.terminal import summary_table
 
+    trains_judge = summary.get("trains") == "reward_model"
     console.print()
-    console.print(summary_table(summary))
+    console.print(reward_table(summary) if trains_judge else summary_table(summary))
     for entry in summary["rounds"]:
         label = "accepted" if entry["accepted"] else "refused"
         for index, reason in enumerate(entry["why"]):
@@ -305,7 +427,10 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
     console.print(summary["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)
     if summary["policy_best"]["round"] >= 0:
         console.print(
-            f"best policy  {root / summary['policy_best']['path']}", markup=False, highlight=False, soft_wrap=True
+            f"{'reward model' if trains_judge else 'best policy '} {root / summary['policy_best']['path']}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     if (root / "report.html").exists():
         console.print(f"report       {root / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -25,6 +25,8 @@ LONGEST_DELAY = 30.0
 """Seconds that one wait takes at most, unless the server asks for more."""
 LONGEST_RETRY_AFTER = 600.0
 """Seconds up to which a server's Retry-After is waited for."""
+CONNECT_WITHIN = 10.0
+"""Seconds in which a connection must stand, however long a reply may take."""
 FATAL = (401, 403, 404)
 """Status with which a server refuses the key, or does not know the model."""
 _OUTAGE = (408, 409, 425, 429)
@@ -111,7 +113,7 @@ class Address:
         client = self._library.OpenAI(
             api_key=self.key() or "none",  # without one the client would take OPENAI_API_KEY, meant for another host
             base_url=self.base_url,
-            timeout=self.timeout,
+            timeout=self._library.Timeout(self.timeout, connect=min(self.timeout, CONNECT_WITHIN)),
             max_retries=0,
             http_client=self._library.DefaultHttpxClient(trust_env=False) if local else None,  # this machine, no proxy
         )
@@ -124,7 +126,9 @@ class Address:
         errors = self._library
         try:
             return json.loads(call().content)
-        except errors.APITimeoutError:
+        except errors.APITimeoutError as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                return Trouble("no connection could be made in time", again=True)
             return Trouble(f"no reply within {self.timeout:g} s", again=True)
         except errors.APIConnectionError as error:
             return Trouble(self._clean(f"{error} {error.__cause__ or ''}"), again=True)

@@ -297,9 +297,11 @@ def _unseen(
     return displacement.unseen_share([sum(v) / len(v) for v in own], means, seed)
 
 
-def displacement_entry(found: Artifact[displacement.Scored], applied: str) -> dict[str, Any]:
-    """Return what the summary's entry of a round holds; `applied` says which remedy was in force, "" for none."""
-    return {"displacement": {**found.facts, "remedy": applied or None}}
+def add_displacement(entry: dict[str, Any], found: Artifact[displacement.Scored], applied: str) -> None:
+    """Put the diagnosis into the summary's entry of a round; `applied` says which remedy was in force, "" for none."""
+    entry["displacement"] = {**found.facts, "remedy": applied or None}
+    if found.seconds is not None:
+        entry["seconds"]["displacement"] = round(found.seconds, 3)
 
 
 def remedied(recipe: Recipe, rounds: Sequence[Mapping[str, Any]]) -> tuple[Recipe, str]:

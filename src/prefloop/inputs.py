@@ -1,26 +1,36 @@
-"""What the user brings: policy and prompts, resolved to files before any work; `embedded…` names prefloop's own."""
+"""The policy that the user brings, resolved to a folder before any work; prompts are in `prompt_inputs`."""
 
 from importlib.resources import files
 from pathlib import Path
 
-from prefloop.errors import ConfigError, DataError
+from prefloop.errors import ConfigError
 from prefloop.models import causal_lm
-from prefloop.prompts.dataset import PromptSet, read_prompts
+from prefloop.prompt_inputs import (
+    EMBEDDED,
+    EMBEDDED_PREFERENCES,
+    EMBEDDED_SUMS,
+    MIN_HOLDOUT,
+    embedded_prompts,
+    held_out,
+    resolve_prompts,
+)
 from prefloop.recipe import Recipe
-from prefloop.rows import PolicyRef, Prompt
+from prefloop.rows import PolicyRef
 
-EMBEDDED = "embedded"
-EMBEDDED_PREFERENCES = "embedded-preferences"
-EMBEDDED_SUMS = "embedded-sums"
-MIN_HOLDOUT = 20
-"""Fewer held-out prompts than this give intervals that decide nothing."""
+__all__ = [
+    "EMBEDDED",
+    "EMBEDDED_PREFERENCES",
+    "EMBEDDED_SUMS",
+    "MIN_HOLDOUT",
+    "embedded_policy",
+    "embedded_prompts",
+    "held_out",
+    "policy_folder",
+    "resolve_policy",
+    "resolve_prompts",
+]
 
 _POLICIES = {EMBEDDED: "story_model", EMBEDDED_SUMS: "sums_model"}
-_PROMPTS = {
-    EMBEDDED: "story_prompts.jsonl",
-    EMBEDDED_PREFERENCES: "story_preferences.jsonl",
-    EMBEDDED_SUMS: "sums_prompts.jsonl",
-}
 
 
 def embedded_policy(name: str = EMBEDDED) -> Path:
@@ -33,11 +43,6 @@ def embedded_policy(name: str = EMBEDDED) -> Path:
     if name not in _POLICIES:
         raise ValueError(f"no embedded model {name!r}; there are {', '.join(_POLICIES)}")
     return Path(str(files("prefloop") / "assets" / _POLICIES[name]))
-
-
-def embedded_prompts(name: str) -> Path | None:
-    """Return the file that `name` means: story openings, pairs of continuations, or sums; `None` for a user's path."""
-    return Path(str(files("prefloop") / "assets" / _PROMPTS[name])) if name in _PROMPTS else None
 
 
 def policy_folder(recipe: Recipe) -> Path:
@@ -66,39 +71,3 @@ def resolve_policy(recipe: Recipe) -> PolicyRef:
     """
     folder = policy_folder(recipe)
     return PolicyRef(str(folder), causal_lm.folder_digest(folder), round=-1)
-
-
-def resolve_prompts(recipe: Recipe) -> PromptSet:
-    """Return the prompts that the recipe names, split into training and held-out ones.
-
-    Raises:
-        ConfigError: none are named, or there is no such file.
-        DataError: a row cannot be used, or there are too few prompts.
-
-    """
-    if recipe.prompts is None:
-        raise ConfigError("prompts: not set; give a .jsonl, .parquet or data-set path (prompts=PATH), or `embedded`")
-    settings = recipe.prompts
-    found = read_prompts(
-        str(embedded_prompts(settings.path) or settings.path),
-        column=settings.column,
-        gold=settings.gold,
-        split=settings.split,
-        holdout=settings.holdout,
-        limit=settings.limit,
-    )
-    rows = len(found.prompts)
-    if len(found.holdout) < MIN_HOLDOUT:
-        raise DataError(
-            f"{settings.path}: {rows} prompts leave {len(found.holdout)} held out at "
-            f"prompts.holdout={settings.holdout}; the evaluation needs {MIN_HOLDOUT}. Add prompts, or raise "
-            "prompts.holdout"
-        )
-    if not found.train:
-        raise DataError(f"{settings.path}: all {rows} prompts are held out; lower prompts.holdout")
-    return found
-
-
-def held_out(recipe: Recipe, prompts: PromptSet) -> list[Prompt]:
-    """Return the held-out prompts that every round is evaluated on: the first `evaluate.prompts` by id."""
-    return sorted(prompts.holdout, key=lambda p: p.prompt_id)[: recipe.evaluate.prompts]

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from prefloop import evidence, ledger, stages, training
+from prefloop import evidence, ledger, reward_run, stages, training
 from prefloop.artifact import Artifact, locked, read_json
+from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.correction import check_corrector, correct
@@ -97,22 +98,45 @@ def run(
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
     with locked(root):
         settings = filled(recipe, parts)
-        summary = ledger.new_summary(recipe, policy, settings, [*prompts.dropped, *judge_warnings(recipe, parts)])
-        recorder = ledger.Recorder(root, summary, dump_yaml(settings, origins or {}))
+        notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
+        summary = ledger.new_summary(recipe, policy, settings, notes)
+        recorder = recorder_for(recipe, root, summary, settings, origins or {})
         here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
         with recorder.marking_failure():
             summary["threads"] = set_threads(recipe, policy, root)
             stages.store_prompts(here, root / "prompts", prompts.prompts)
-            standing = _measure_start(here, policy, holdout, summary)
-            if parts.order.needs_margins:
-                measured = stages.measure_margins(here, root / "start" / "3-margins", prompts.train, policy)
-                standing.margins = {row.prompt_id: row.margin for row in measured}
-            for number in range(recipe.rounds):
-                _round(here, number, prompts.train, holdout, standing, summary)
-                recorder.save("running")
+            turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
+            turns(here, policy, prompts.train, holdout, summary, recorder.save)
         recorder.finish()
         write_report(root)
     return summary
+
+
+def rounds(
+    here: Run,
+    policy: PolicyRef,
+    prompts: tuple[Prompt, ...],
+    holdout: list[Prompt],
+    summary: dict[str, Any],
+    save: Callable[[str], None],
+) -> None:
+    """Measure the policy as it comes, then make every round and tell `summary`; `save` is called after each."""
+    standing = _measure_start(here, policy, holdout, summary)
+    if here.parts.order.needs_margins:
+        measured = stages.measure_margins(here, here.root / "start" / "3-margins", prompts, policy)
+        standing.margins = {row.prompt_id: row.margin for row in measured}
+    for number in range(here.recipe.rounds):
+        _round(here, number, prompts, holdout, standing, summary)
+        save("running")
+
+
+def recorder_for(
+    recipe: Recipe, root: Path, summary: dict[str, Any], settings: Mapping[str, Any], origins: Mapping[str, str]
+) -> ledger.Recorder:
+    """Return who writes `summary.json` and `recipe.yaml` of a run."""
+    if recipe.trains == reward_run.TRAINS:
+        return reward_run.Recorder(root, summary, dump_yaml(reward_run.kept(settings), origins))
+    return ledger.Recorder(root, summary, dump_yaml(settings, origins))
 
 
 def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary: dict[str, Any]) -> Standing:
@@ -184,7 +208,7 @@ def _round(
         **evaluation.stages(),
     }
     ledger.add_round(summary, number, done | {"policy": training.policy_artifact(policy)}, evaluation.decision, policy)
-    summary["rounds"][-1] |= evidence.displacement_entry(moved, remedy)
+    evidence.add_displacement(summary["rounds"][-1], moved, remedy)
     here.progress.say(f"round {number}: {'accepted' if facts['accepted'] else 'refused'}: {facts['why'][0]}")
 
 
@@ -223,6 +247,7 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
         ConfigError: names the fields and what to change.
 
     """
+    _check_trainer(recipe, parts)
     if recipe.reference == "none" and parts.loss.needs_reference:
         raise ConfigError(
             f"reference: none, but loss.kind {recipe.loss.kind} needs one; set reference to initial or previous"
@@ -245,12 +270,17 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
             f"trainer.kind: {recipe.trainer.kind} works on the reference, but loss.kind {recipe.loss.kind} has none; "
             "choose a loss with one, such as dpo, or trainer.kind=update"
         )
-    _check_trainer(recipe, parts)
     check_corrector(recipe, parts)
     check_pairs_fit(recipe, parts)
 
 
 def _check_trainer(recipe: Recipe, parts: Parts) -> None:
+    if recipe.trains == reward_run.TRAINS:
+        reward_run.check(recipe)
+    elif getattr(parts.trainer, "trains", recipe.trains) != recipe.trains:
+        raise ConfigError(
+            f"trainer.kind: {recipe.trainer.kind} trains no policy; choose another, or use `prefloop run reward_model`"
+        )
     needed = getattr(parts.trainer, "loss_kind", None)
     if needed is not None and recipe.loss.kind != needed:
         raise ConfigError(

@@ -111,6 +111,8 @@ class Recipe(_Settings):
     """Name of the run, used for its folder. Default: the method's name."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random stream."""
+    trains: Literal["policy", "reward_model"] = "policy"
+    """What comes out: a policy, or a reward model on the policy's backbone that scores completions."""
     rounds: Annotated[int, Field(ge=1)] = 3
     """Turns of the loop."""
     policy: Annotated[PolicySettings, BeforeValidator(_named)] | None = None

@@ -11,12 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import prefloop.judge
+from prefloop.inputs import embedded_policy
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, SampleGroup, prompt_id
 from scripted_endpoint import ScriptedEndpoint, comparer
 from tiny import BYTE_VOCABULARY, byte_tokenizer, save_tiny_policy
 
-POLICY = PolicyRef("p", "0", 0)
+POLICY = PolicyRef(str(embedded_policy()), "0", 0)
 CONTEXT = RoundContext(seed=0, round=0, policy=POLICY, start=POLICY)
 
 

@@ -10,8 +10,19 @@ import random
 import pytest
 
 import prefloop.pair
-from prefloop.protocols import RoundContext, one_sided
-from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt, gold_completion, prompt_id
+from prefloop.protocols import RoundContext, needs_steps, one_sided
+from prefloop.rows import (
+    VERBATIM,
+    Completion,
+    JudgedGroup,
+    Message,
+    PolicyRef,
+    Prompt,
+    Solution,
+    Step,
+    gold_completion,
+    prompt_id,
+)
 
 POLICY = PolicyRef("p", "0", 0)
 CONTEXT = RoundContext(seed=0, round=1, policy=POLICY, start=POLICY)
@@ -25,12 +36,14 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
     "dynamic_labels": [{"ties": "drop"}],
     "corrected": [{}, {"of": {"kind": "ranked", "rule": "above_margin"}}],
     "guided": [{}, {"rule": "above_margin"}],
+    "meta_rewarding": [{}, {"rho": 0.0}, {"rho": 0.8}],
     "own_samples": [{}, {"keep": "all", "stopped": True}],
     "model_matrix": [{}, {"correction": "none"}, {"chosen_rungs": 0, "tie_margin": 0.25}],
     "rankings": [{"completions": 2}, {"completions": 3, "min_margin": 0.1}],
     "rejection": [{"accept": 3}, {"accept": 3, "pairing": "tournament"}],
     # Mismatched completions are those of other prompts by their nature: see tests/unit/test_unpaired.py.
     "unpaired": [{"mismatched": False}, {"rule": "rank", "best": 2, "worst": 2, "mismatched": False}],
+    "steps": [{}, {"max_pairs": None}],
     "win_rates": [{}, {"keep": "all", "scale": 3.0}],
 }
 
@@ -108,7 +121,22 @@ def with_gold(group):
     )
 
 
+def in_steps(group):
+    """The group as a corrector hands it on: a common first step, then the text; all below the best wrong there."""
+    best = max((score for score in group.scores if score is not None), default=0)
+    completions, solutions = [], []
+    for completion, score in zip(group.completions, group.scores, strict=True):
+        ids = (5, *map(ord, completion.text), 2)
+        text = f"First.\n{completion.text}"
+        completions.append(dataclasses.replace(completion, text=text, token_ids=ids, sampler_logps=(-1.0,) * len(ids)))
+        steps = (Step("First.\n", 1), Step(completion.text, len(completion.text)))
+        solutions.append(Solution(steps, 2 if score is not None and score < best else None))
+    return dataclasses.replace(group, completions=tuple(completions), solutions=tuple(solutions))
+
+
 def groups_for(builder):
+    if needs_steps(builder):
+        return [in_steps(group) for group in GROUPS]
     return [with_gold(group) for group in GROUPS] if builder.needs_gold and builder.needs_scores else GROUPS
 
 

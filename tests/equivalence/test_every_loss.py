@@ -65,7 +65,9 @@ def pairs(method: type) -> list[TokenizedPair]:
             TokenizedView(name, (ids(2, 5) if v % 2 else ()) + context, ids(1, 8), None) for v, name in enumerate(names)
         )
         if one_sided:
-            chosen, rejected = (chosen, ()) if i % 2 else ((), rejected)
+            # The loss of a trainer that makes its own completions sees no rejected ones.
+            good = i % 2 or getattr(method, "needs_trainer", False)
+            chosen, rejected = (chosen, ()) if good else ((), rejected)
         made.append(TokenizedPair(f"p{i}", context, chosen, rejected, None, None, 0.6 + i / 20, 0.5 + i / 4, views))
     return made
 

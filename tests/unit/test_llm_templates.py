@@ -13,7 +13,10 @@ from prefloop.judge._llm_templates import ALLOWED, NEEDED, Material, builtin, de
 GRADE = Form(("score",), WholeNumber(0, 5))
 COMPARE = Form(("verdict",), Choice(("A", "B", "tie")))
 RANK = Form(("ranking",), Ranking(("A", "B")))
-KINDS = {"additive": "grade", "ten": "grade", "criteria": "grade", "compare": "compare", "rank": "rank", "meta": "meta"}
+KINDS = {
+    **{"additive": "grade", "ten": "grade", "criteria": "grade", "step": "grade"},
+    **{"compare": "compare", "rank": "rank", "meta": "meta"},
+}
 
 
 def asked(completion, style="text", prompt="Why?", form=GRADE):

@@ -65,7 +65,7 @@ def test_yaml_file_overlays_and_names_its_lines(tmp_path: Path):
         ("sampler", "is not key=value"),
         ("a={", "not valid YAML"),
         ("recipe=spin_dpo", "no 'spin_dpo'"),
-        ("recipe=ppo", "ppo is planned"),
+        ("recipe=rank_dpo", "rank_dpo is planned"),
     ],
 )
 def test_bad_settings_say_where_and_what(override, message):

@@ -25,7 +25,7 @@ POLICY = "policy"
 """What `model` is called to let the round's own policy judge."""
 FILE = "verdicts.sqlite"
 """Name of the store in `RoundContext.scratch`."""
-SCALES = {"additive": (0, 5), "ten": (1, 10), "criteria": (1, 5)}
+SCALES = {"additive": (0, 5), "ten": (1, 10), "criteria": (1, 5), "step": (0, 1)}
 """Lowest and highest grade of prefloop's own templates."""
 _CRITERION = re.compile(r"[A-Za-z][A-Za-z0-9 -]{0,39}")
 
@@ -65,11 +65,11 @@ class Llm:
     mode: Literal["grade", "compare", "rank"] = "grade"
     """grade: one completion at a time, K questions; compare: two, K·(K − 1) questions; rank: all, 2 questions."""
     template: str | None = None
-    """additive, ten or criteria for `grade`, or a text file of your own. Default: additive, or criteria where
-    `criteria` is set; compare; rank."""
+    """additive, ten, criteria or, for `locator`, step for `grade`; or a text file of your own. Default: additive, or
+    criteria where `criteria` is set; compare; rank."""
     scale: tuple[int, int] | None = None
     """grade: lowest and highest whole grade. Default: that of the template, (0, 5) additive, (1, 10) ten, (1, 5)
-    criteria; a file of your own needs one."""
+    criteria, (0, 1) step; a file of your own needs one."""
     criteria: tuple[str, ...] = ()
     """grade: names, or `name: what it means`; each gets a grade of its own and the score is their mean."""
     reply: Literal["auto", "json", "text"] = "auto"
@@ -171,6 +171,11 @@ class Llm:
         if self.meta > self.repeats:
             yield f"judge.meta: compares {self.meta} judgements of a completion; set judge.repeats to that or more"
 
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is another judge in every round, and so no judge of held-out prompts."""
+        return self.model == POLICY and self.base_url is None
+
     def _templates(self) -> tuple[Template, Template | None]:
         """Read the templates anew: a file may have been edited since."""
         named = self.template or {"grade": "criteria" if self.criteria else "additive"}.get(self.mode, self.mode)
@@ -237,12 +242,18 @@ class Llm:
         """Return one verdict for each group, in order. The model is asked what the store does not hold.
 
         Raises:
-            ConfigError, DataError: the model cannot be had, or the store cannot be used.
+            ConfigError, DataError: the model cannot be had, or the store cannot be used; or the policy is to judge
+                held-out prompts.
             JudgeError: the endpoint failed for good, or a budget is used up; what was answered is stored.
 
         """
         if not groups:
             return []
+        if context.round < 0 and self.is_policy:
+            raise ConfigError(
+                "eval_judge: model=policy is another judge in every round, so its scores of held-out prompts do not "
+                "compare; set eval_judge to a judge that stays"
+            )
         backend = self._backend(context)
         template, meta_template = self._templates()
         plan = self._plan(template, backend, context)

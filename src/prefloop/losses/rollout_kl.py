@@ -26,11 +26,11 @@ class RolloutKL:
     Only the chosen side is read: a rollout has no other. The reported reward is −loss.
 
     Departs from the paper: none for k1 in the reward and k3 in the loss. The names k1, k2, k3 are those of a note by
-    J. Schulman, "Approximating KL divergence" (2020, recalled). k1 in the loss is refused: its gradient over samples of
-    π has mean 0, so it holds nothing.
+    J. Schulman, "Approximating KL divergence" (2020, recalled). In the loss, the mean gradient over samples of π is 0
+    for k1, which is refused, that of KL(π ‖ π_ref) for k2, and neither for k3, GRPO's, unless it is `corrected`.
 
     Raises:
-        ConfigError: beta is not positive, an unknown estimator or place, or k1 in the loss.
+        ConfigError: beta is not positive, an unknown estimator or place, k1 in the loss, or `corrected` outside it.
 
     """
 
@@ -39,8 +39,11 @@ class RolloutKL:
     paper has 0.04."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """How a token's KL is estimated. k1: PPO and RLOO. k3: GRPO."""
-    place: Literal["reward", "loss", "off"] = "reward"
+    place: Literal["reward", "loss", "none"] = "reward"
     """Where the KL goes: into the reward, into the loss, or nowhere, so that it is measured only."""
+    corrected: bool = False
+    """In the loss only: multiply k1 or k3 by π/π_old, so that its mean gradient is that of KL(π ‖ π_ref): arXiv
+    2512.02556 as TRL 1.16 has it, where it is the default. False: GRPO's paper."""
 
     needs_reference: ClassVar[bool] = True
     consumes: ClassVar[str] = "unpaired"
@@ -52,17 +55,19 @@ class RolloutKL:
         positive("rollout_kl", beta=self.beta)
         if self.estimator not in ("k1", "k2", "k3"):
             raise ConfigError(f"loss.estimator (losses/rollout_kl.py): must be k1, k2 or k3, got {self.estimator!r}")
-        if self.place not in ("reward", "loss", "off"):
-            raise ConfigError(f"loss.place (losses/rollout_kl.py): must be reward, loss or off, got {self.place!r}")
-        if self.place == "loss" and self.estimator == "k1":
+        if self.place not in ("reward", "loss", "none"):
+            raise ConfigError(f"loss.place (losses/rollout_kl.py): must be reward, loss or none, got {self.place!r}")
+        if self.corrected and (self.place != "loss" or self.estimator == "k2"):
             raise ConfigError(
-                "loss.estimator (losses/rollout_kl.py): the gradient of k1 has mean 0 over the policy's own samples, so "
-                "it holds nothing in the loss; choose k3, or loss.place=reward"
+                "loss.corrected (losses/rollout_kl.py): for k1 and k3 with loss.place=loss only; leave it out"
+            )
+        if self.place == "loss" and self.estimator == "k1" and not self.corrected:
+            raise ConfigError(
+                "loss.estimator (losses/rollout_kl.py): k1's gradient has mean 0 over the policy's own samples: in "
+                "the loss it holds nothing; choose k3, or loss.place=reward"
             )
 
-    def per_token(
-        self, policy: Float[Tensor, "*token"], reference: Float[Tensor, "*token"]
-    ) -> Float[Tensor, "*token"]:
+    def per_token(self, policy: Float[Tensor, "*token"], reference: Float[Tensor, "*token"]) -> Float[Tensor, "*token"]:
         """Return k of each token, nats, without β. Differentiable with respect to `policy`."""
         ratio = policy - reference
         if self.estimator == "k1":

@@ -18,17 +18,21 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 IMPLEMENTATION = "prefloop_segments"
 """Name of the attention below among transformers' attention implementations."""
 
+SMALL_MASK = 1 << 18
+"""Entries up to which a mask is kept as numbers too, 1 MiB in float32; what larger ones cost is lost in the scores."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
     """The segments of one row in their order: lengths in tokens (≥ 1), and each one's parent (None: a beginning).
 
-    A parent stands before its children. `masks` keeps the masks that layers share.
+    A parent stands before its children. `masks` and `biases` keep the masks that layers share.
     """
 
     lengths: tuple[int, ...]
     parents: tuple[int | None, ...]
     masks: dict[tuple[int, int, int | None], Bool[Tensor, "query key"]] = field(default_factory=dict)
+    biases: dict[tuple[int, int, int | None], Float[Tensor, "query key"]] = field(default_factory=dict)
 
     def path(self, segment: int) -> list[int]:
         """Return the segments from the beginning to `segment`, itself included."""
@@ -50,6 +54,19 @@ class Segments:
             seen = key_at <= query_at
             self.masks[key] = seen if window is None else seen & (key_at > query_at - window)
         return self.masks[key]
+
+    def bias(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Return the mask as kernels take it: a small one as what is added to scores, of the type of `like`.
+
+        On a CPU they would turn it into that at every call.
+        """
+        mask = self.mask(queries, keys, window, like.device)
+        if mask is None or mask.numel() > SMALL_MASK or like.device.type != "cpu":
+            return mask
+        key = (queries, keys, window)
+        if key not in self.biases:
+            self.biases[key] = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf)
+        return self.biases[key]
 
 
 def use_segments(model: PreTrainedModel) -> None:
@@ -99,6 +116,8 @@ def _along_paths(
 
     Never compiled: its shapes are new in every microbatch, and nearly all of its time is inside SDPA.
     """
+    if settings.softcap is None:
+        key, value = _repeat(key, query), _repeat(value, query)
     # split and not slices: its backward pass is one concatenation, that of a slice a row of zeros for each segment.
     queries = query.split(segments.lengths, 2)
     keys = key.split(segments.lengths, 2)
@@ -106,14 +125,20 @@ def _along_paths(
     outputs = []
     for segment, length in enumerate(segments.lengths):
         path = segments.path(segment)
-        path_keys = torch.cat([keys[s] for s in path], 2)
-        path_values = torch.cat([values[s] for s in path], 2)
+        path_keys = _joined([keys[s] for s in path])
+        path_values = _joined([values[s] for s in path])
         if window is not None:
             reach = length + window - 1
             path_keys, path_values = path_keys[:, :, -reach:], path_values[:, :, -reach:]
-        mask = segments.mask(length, path_keys.shape[2], window, query.device)
+        shape = (length, path_keys.shape[2], window)
+        capped = settings.softcap is not None
+        mask = segments.mask(*shape, query.device) if capped else segments.bias(*shape, query)
         outputs.append(settings(queries[segment], path_keys, path_values, mask).transpose(1, 2))
     return torch.cat(outputs, 1)
+
+
+def _joined(stretches: list[Tensor]) -> Tensor:
+    return stretches[0] if len(stretches) == 1 else torch.cat(stretches, 2)
 
 
 @dataclass(frozen=True)

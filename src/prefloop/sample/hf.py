@@ -142,8 +142,8 @@ class Hf:
         limit = self.max_new_tokens - len(start.token_ids)
         if limit < 1:
             raise SamplerError(
-                f"prompt {start.prompt.prompt_id} ({start.prompt.source}): {len(start.token_ids)} tokens of a completion "
-                f"leave nothing of sampler.max_new_tokens={self.max_new_tokens} to go on; raise it"
+                f"prompt {start.prompt.prompt_id} ({start.prompt.source}): a completion cannot go on after "
+                f"{len(start.token_ids)} tokens with sampler.max_new_tokens={self.max_new_tokens}; raise it"
             )
         limit = self._room(lm, start.prompt, ids, limit)
         return [_Row(start.prompt, ids, index, seed, limit) for index, seed in enumerate(start.seeds)]

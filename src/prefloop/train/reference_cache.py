@@ -64,11 +64,9 @@ class ReferenceCache:
     def of(cls, folder: Path, reference: str, model: PreTrainedModel) -> "ReferenceCache":
         """Return what `folder` knows of the reference with digest `reference`, which is `model`."""
         name = str(model.dtype).removeprefix("torch.")
-        if name in ("bfloat16", "float16"):
-            tolerance = 0.5  # rare tokens feel the rounding most
-        else:
-            tolerance = 1e-3 if model.device.type == "cpu" else 0.05  # a GPU's products may be TF32
-        found = cls(folder / f"{reference}-{name}", tolerance)
+        exact = 1e-3 if model.device.type == "cpu" else 0.05  # a GPU's products may be TF32
+        tolerances = {"bfloat16": 0.5, "float16": 0.5}  # rare tokens feel the rounding most
+        found = cls(folder / f"{reference}-{name}", tolerances.get(name, exact))
         for path in sorted(found.folder.glob(f"[!.]*{SUFFIX}")):
             found._note(path, _read(path, ["key"])["key"].to_pylist())
         return found

@@ -1,0 +1,61 @@
+"""A finding of `prefloop check`: how bad, how many, where, and what to do."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+
+SHOWN = 3
+"""Example rows of a finding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    `name` is stable and meant for scripts. `number` is what was counted or measured, in the unit that `text` names.
+    An error stops a run; a warning spoils one; an info is a fact to look at.
+    """
+
+    name: str
+    severity: Severity
+    text: str
+    number: float | None = None
+    examples: tuple[str, ...] = ()
+    advice: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the finding as lines of text."""
+        label = "" if self.severity == "info" else f"{self.severity.upper()} "
+        yield f"{label}{self.name}: {self.text}"
+        yield from (f"    {example}" for example in self.examples)
+        if self.advice:
+            yield f"    do: {self.advice}"
+
+
+def counted(
+    name: str, places: Sequence[str], text: str, advice: str, severity: Severity = "warning"
+) -> Iterator[Finding]:
+    """Yield a finding with the first of `places` as examples, if there are any; `text` follows their number."""
+    if places:
+        yield Finding(name, severity, f"{len(places)} {text}", len(places), tuple(places[:SHOWN]), advice)
+
+
+def worst(findings: Iterable[Finding]) -> Severity:
+    """Return the worst severity; info where there is none."""
+    order: tuple[Severity, ...] = ("info", "warning", "error")
+    return max((f.severity for f in findings), key=order.index, default="info")
+
+
+def short(text: str, length: int = 60) -> str:
+    """Return `text` on one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+def quantiles(values: Sequence[int]) -> str:
+    """Return shortest, quartiles, 95th percentile and longest of `values`, by nearest rank."""
+    ordered = sorted(values)
+    at = [ordered[round(q * (len(ordered) - 1))] for q in (0, 0.25, 0.5, 0.75, 0.95, 1)]
+    return "min {} · 25 % {} · median {} · 75 % {} · 95 % {} · max {}".format(*at)

@@ -1,0 +1,1 @@
+"""Correctors: each draws more completions of a group once its own are judged."""

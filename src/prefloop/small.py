@@ -1,0 +1,41 @@
+"""A recipe made small: what `prefloop run --smoke` runs and what `prefloop plan` measures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefloop.recipe import Recipe, Spec
+
+LISTED = 400
+"""Rows that are read where an order measures every prompt before the first round."""
+
+
+def shrunk(recipe: Recipe, prompts: int, held_out: int, measures_all: bool, **changes: Any) -> Recipe:
+    """Return `recipe` with one round on `prompts` prompts, evaluated on `held_out`.
+
+    `measures_all` says that the order wants a margin for every prompt, so that fewer are read. `changes` are fields
+    of the recipe.
+    """
+    less: Mapping[str, Any] = {
+        "rounds": 1,
+        "prompts_per_round": prompts,
+        "evaluate": recipe.evaluate.model_copy(update={"prompts": held_out}),
+    }
+    if measures_all and recipe.prompts is not None:
+        limit = min(recipe.prompts.limit or LISTED, LISTED)
+        less = {**less, "prompts": recipe.prompts.model_copy(update={"limit": limit})}
+    return recipe.model_copy(update={**less, **changes})
+
+
+def scripted_judge(file: str) -> Spec:
+    """Return a judge that costs nothing, reading the function `score` of `file`."""
+    return Spec.model_validate({"kind": "verifier", "mode": "python", "file": f"{file}:score"})
+
+
+SCRIPT = '''"""A stand-in for a judge that costs money: it only has to tell completions apart."""
+
+import hashlib
+
+
+def score(prompt, completion, gold):
+    return hashlib.sha256(completion.encode()).digest()[0] / 255
+'''

@@ -1,0 +1,134 @@
+"""What runs need to have in common before they are compared, what a difference costs, and one budget for all."""
+
+import re
+
+import pytest
+
+from prefloop.budget import Entry, completions_of, equalise, planned_updates
+from prefloop.errors import ConfigError, DataError
+from prefloop.evaluate.compare_data import Ended, Measured, Method, common_scores
+from prefloop.evaluate.compare_report import result
+from prefloop.evaluate.compare_words import markdown
+from prefloop.launch import read_recipe
+
+
+def ended(prompts=range(40), shift=0.0, **changes):
+    scores = {f"p{i}": (shift + (i * 7) % 11,) for i in prompts}
+    metric = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 40, "unit": "score", "estimator": ""}
+    metrics = {"judge_score": metric, "length": metric | {"unit": "tokens"}}
+    values = {
+        "scores": scores,
+        "start": {name: (5.0,) for name in scores},
+        "judge": "lexicon",
+        "sampling": "temperature 1, top-p 1",
+        "start_digest": "d",
+        "metrics": metrics,
+        "curve": (metrics, metrics),
+        "accepted": 1,
+        "rounds": 1,
+        **dict.fromkeys(("samples", "pairs", "updates", "tokens_sampled", "tokens_trained", "tokens_evaluated"), 100),
+        "seconds": 1.0,
+    }
+    return Ended(**(values | changes))
+
+
+def method(name, *runs, target=None, varied=None):
+    return Method(name, target or name, tuple(Measured(i, name, run) for i, run in enumerate(runs)), varied or {})
+
+
+def pair(**changes):
+    return [method("a", ended(), ended()), method("b", ended(**changes), ended(**changes))]
+
+
+def test_runs_alike_give_no_warning():
+    arms, warnings = common_scores(pair())
+    assert warnings == []
+    assert set(arms) == {"a", "b", "start"}
+    assert len(arms["start"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"judge": "llm"}, "different judges \\(lexicon, llm\\).*no interval would mean anything"),
+        ({"prompts": range(100, 140)}, "0 held-out prompts in common; unpaired prompts cannot be compared"),
+        ({"scores": {f"p{i}": (float("nan"),) for i in range(40)}}, "b: prompt p0 has a score that is NaN"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes, words):
+    with pytest.raises(DataError, match=words):
+        common_scores(pair(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompts": range(15, 55)}, "different holdouts: only the 25 prompts .* about 1.3 times as wide"),
+        ({"prompts": range(25, 65)}, "Only 15 held-out prompts: below 20 intervals are wide"),
+        ({"sampling": "temperature 0.8, top-p 1"}, "drawn differently"),
+        ({"start_digest": "other"}, "began with different policies"),
+        ({"updates": 150}, "Budgets differ in updates: from 100 \\(a\\) to 150 \\(b\\)"),
+        ({"samples": 120}, "Budgets differ in samples"),
+    ],
+)
+def test_what_differs_is_said_with_its_consequence(changes, words):
+    _, warnings = common_scores(pair(**changes))
+    assert any(re.search(words, w) for w in warnings), warnings
+
+
+def test_one_seed_and_runs_that_diverged_are_named():
+    lost = Method("b", "b", (Measured(0, "b", ended()), Measured(1, "b", failed="loss is not finite")))
+    _, warnings = common_scores([method("a", ended()), lost])
+    assert any("one seed: intervals cover the choice of prompts only" in w for w in warnings)
+    assert any("b: 1 of 2 runs diverged" in w for w in warnings)
+    found = result([method("a", ended()), lost], [], swept=False)
+    assert found["diverged"] == [{"name": "b", "seed": 1, "why": "loss is not finite"}]
+
+
+def test_a_missing_score_leaves_its_prompt_out_of_all():
+    scores = {f"p{i}": (None,) if i == 3 else (1.0,) for i in range(40)}
+    arms, warnings = common_scores(pair(scores=scores))
+    assert all("p3" not in seed for seeds in arms.values() for seed in seeds)
+    assert warnings == ["1 prompts without a score in some run are left out of all."]
+
+
+def test_a_sweep_counts_a_setting_that_diverged_as_lost():
+    def setting(value, run):
+        return method(f"simpo beta={value}", *run, target="simpo", varied={"loss.beta": value})
+
+    lost = Method("simpo beta=9", "simpo", (Measured(0, "x", failed="diverged"),), {"loss.beta": "9"})
+    found = result(
+        [setting("1", [ended(shift=20), ended(shift=20)]), setting("2", [ended(), ended()]), lost], [], swept=True
+    )
+    (swept,) = found["sweeps"]
+    assert swept["settings"] == 3
+    assert swept["best"] == {"loss.beta": "1"}
+    assert swept["best_rate"] == 100.0
+    assert swept["beat_start"] == pytest.approx(1 / 3)
+    assert swept["quartiles"][0] < 50
+    assert "## Robustness over settings" in markdown(found)
+
+
+def entry(name, *overrides):
+    recipe, origins = read_recipe(name, ["rounds=2", "prompts_per_round=32", *overrides])
+    return Entry(name, name, recipe, origins, {})
+
+
+def test_budgets_are_made_equal_by_prompts_and_passes():
+    made, notes = equalise([entry("spin"), entry("iterative_dpo")], "equal")
+    assert [e.recipe.prompts_per_round * completions_of(e.recipe) for e in made] == [128, 128]
+    # SPIN: 4 steps on 128 pairs, then 8 with the replayed ones. 32 pairs a round: one step each, so six passes.
+    assert [planned_updates(e.recipe) for e in made] == [12, 12]
+    assert made[1].recipe.train.epochs == 6
+    assert made[0].recipe.eval_judge == made[1].recipe.eval_judge
+    assert made[0].recipe.eval_sampler.settings()["temperature"] == 1.0
+    assert any("128 prompts a round instead of 32" in note for note in notes)
+    own, _ = equalise([entry("spin"), entry("iterative_dpo")], "own")
+    assert [e.recipe.prompts_per_round for e in own] == [32, 32]
+
+
+def test_methods_with_different_judges_are_refused():
+    with pytest.raises(ConfigError, match="different judges \\(lexicon, verifier\\)"):
+        equalise([entry("spin"), entry("simpo", "judge.kind=verifier")], "equal")
+    with pytest.raises(ConfigError, match="--budget"):
+        equalise([entry("spin")], "fair")
