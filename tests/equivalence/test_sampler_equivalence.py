@@ -14,7 +14,9 @@ from transformers import (
 )
 
 import tiny
+from prefloop.inputs import embedded_policy
 from prefloop.models import causal_lm
+from prefloop.models.logps import choose_layout
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, SampleGroup, prompt_id
 from prefloop.sample import hf
@@ -199,3 +201,15 @@ def test_published_greedy_story_is_reproduced() -> None:
     sampler = Hf(completions=1, max_new_tokens=200, temperature=0)
     (group,) = sampler([verbatim("")], context_of(folder / "hf"))
     assert group.completions[0].text.strip() == expected.strip()
+
+
+def test_a_model_that_has_scored_segments_draws_the_same():
+    context, prompts = (
+        context_of(embedded_policy()),
+        [verbatim(text) for text in ("Once upon a", "Tom had a red ball.")],
+    )
+    sampler = Hf(completions=2, max_new_tokens=12)
+    first = sampler(prompts, context)
+    model = causal_lm.load(context.policy.path, precision="auto", device="auto").model
+    assert choose_layout(model)[0] == "shared"
+    assert sampler(prompts, context) == first

@@ -11,6 +11,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from prefloop.models.segments import IMPLEMENTATION
+
 ROOM = 64
 """Positions that a cache layer allocates ahead."""
 
@@ -184,9 +186,13 @@ AttentionMaskInterface.register(DECODING_ATTENTION, sdpa_mask)
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model that uses SDPA attention use `decoding_attention` for a while."""
+    """Let a model that uses SDPA attention use `decoding_attention` for a while.
+
+    The attention of `segments` is SDPA where there are none, as here: a model draws the same whether or not it has
+    scored segments before.
+    """
     usual = model.config._attn_implementation
-    if usual != "sdpa":
+    if usual not in ("sdpa", IMPLEMENTATION):
         yield
         return
     model.set_attn_implementation(DECODING_ATTENTION)
