@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/prefloop demo
 
 test: install lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

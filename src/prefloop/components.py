@@ -73,12 +73,18 @@ def build_parts(recipe: Recipe) -> Parts:
         )
     sampler = build("sampler", recipe.sampler)
     judge = build("judge", recipe.judge)
+    eval_judge = build("eval_judge", recipe.eval_judge) if recipe.eval_judge else judge
+    if getattr(eval_judge, "is_policy", False):
+        raise ConfigError(
+            "eval_judge: the policy itself, which is another judge in every round, so that scores would not compare; "
+            "set eval_judge to a judge that stays the same"
+        )
     return Parts(
         order=build("order", recipe.order),
         sampler=sampler,
         eval_sampler=_eval_sampler(recipe, sampler),
         judge=judge,
-        eval_judge=build("eval_judge", recipe.eval_judge) if recipe.eval_judge else judge,
+        eval_judge=eval_judge,
         pair_builder=build("pair_builder", recipe.pair_builder),
         loss=build("loss", recipe.loss),
         trainer=build("trainer", recipe.trainer),

@@ -297,7 +297,12 @@ RLOO = {"baseline": "leave_one_out", "scale": False, "ratio": "sequence"}
 CASES = {
     "grpo": ("GRPO", GroupAdvantage(), RolloutKL(**K3), PLAIN),
     "corrected": ("GRPO", GroupAdvantage(), RolloutKL(**K3, corrected=True), CORRECTED),
-    "token mean": ("GRPO", GroupAdvantage(average="token"), RolloutKL(place="none"), {"loss_type": "bnpo", "beta": 0.0}),
+    "token mean": (
+        "GRPO",
+        GroupAdvantage(average="token"),
+        RolloutKL(place="none"),
+        {"loss_type": "bnpo", "beta": 0.0},
+    ),
     "rloo": ("RLOO", GroupAdvantage(**RLOO, clip=0.1), RolloutKL(beta=0.3), {"beta": 0.3, "epsilon": 0.1}),
 }
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.artifact import load_artifact
-from prefloop.errors import ConfigError, DataError
+from prefloop.errors import ConfigError
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import run
@@ -80,7 +80,7 @@ def test_smaller_models_serve_without_human_answers(tmp_path):
 @pytest.mark.parametrize(
     ("more", "kind", "message"),
     [
-        (["pair_builder.human=false"], DataError, r"one rung.*sampler\.smaller.*prompts\.gold"),
+        (["pair_builder.human=false"], ConfigError, r"sampler\.smaller.*prompts\.gold"),
         (["sampler.smaller=[./nowhere]"], ConfigError, r"sampler\.smaller\[0\].*no folder \./nowhere"),
         (["pair_builder.corrections=none.jsonl"], ConfigError, r"pair_builder\.corrections"),
     ],

@@ -101,9 +101,8 @@ def interval_bar(metric: Mapping[str, Any] | None) -> Markup:
         return Markup("")
     low, value, high = (_BAR * metric[end] / 100 for end in ("low", "value", "high"))
     label = f"{metric['value']:.1f} %, interval {metric['low']:.1f} to {metric['high']:.1f}"
-    tone = "good" if metric["low"] > 50 else "bad" if metric["high"] < 50 else "open"
     return Markup(
-        f'<svg class="bar {tone}" viewBox="0 0 {_BAR:g} 14" role="img" aria-label="{escape(label)}">'
+        f'<svg class="bar" viewBox="0 0 {_BAR:g} 14" role="img" aria-label="{escape(label)}">'
         f'<line class="reference" x1="{_BAR / 2:g}" x2="{_BAR / 2:g}" y1="0" y2="14"/>'
         f'<line class="reach" x1="{low:.1f}" x2="{high:.1f}" y1="7" y2="7"/>'
         f'<circle cx="{value:.1f}" cy="7" r="3.5"/></svg>'

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.evaluate.comparison import START
 
 _NAMED = 6
@@ -34,9 +35,12 @@ def verdict(found: Mapping[str, Any]) -> str:
     if seeds[-1] == 1:
         counted += " (so this is about these policies, not about what another seed would give)"
     if not real:
+        near = sum(d["p"] < 1 - LEVEL for d in found["duels"])
+        hint = f" {_the(first).capitalize() if first == START else first} comes first all the same"
+        hint += f", and uncorrected {near} would pass; more seeds narrow the intervals most." if near else "."
         return (
             f"No difference is real: {_listed(names)} cannot be told apart after Holm's correction of "
-            f"{len(found['duels'])} comparisons, on {found['prompts']} held-out prompts with {counted}."
+            f"{len(found['duels'])} comparisons, on {found['prompts']} held-out prompts with {counted}.{hint}"
         )
     return (
         f"{opening}: {' and '.join(parts) or 'nothing was compared with it'}. {real} of {len(found['duels'])} "

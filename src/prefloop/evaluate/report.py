@@ -223,7 +223,7 @@ def _stages(folder: Path) -> Iterable[tuple[str, Artifact[Any]]]:
     """Yield the finished artifacts of a round by name, those inside 6-report too."""
     if not folder.is_dir():
         return
-    for stage in sorted(folder.iterdir()):
+    for stage in sorted(f for f in folder.iterdir() if "." not in f.name):  # NAME.replaced-1 is no stage any more
         artifact: Artifact[Any] | None = load_artifact(stage, None)
         if artifact is not None:
             yield stage.name, artifact
