@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACES = {
     "loss": ("Losses", "losses"),
     "order": ("Orders of prompts", "prompts"),
+    "corrector": ("Correctors", "correct"),
     "pair_builder": ("Pair rules", "pair"),
     "judge": ("Judges", "judge"),
     "sampler": ("Samplers", "sample"),

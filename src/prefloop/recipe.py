@@ -171,7 +171,7 @@ class Recipe(_Settings):
     trainer, pair_builder and sampler may be given, and loss, trainer, pair_builder, start_from, samples_from, reference
     and replay as a whole: {loss: [dpo, dpo, sft]}."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """CPU threads. auto: one for models under 5 M parameters, for which more are slower; else all."""
+    """CPU threads. auto: one for models under 5 M parameters, else measured when a run begins, and kept."""
 
 
 @dataclass

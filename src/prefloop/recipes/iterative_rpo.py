@@ -8,8 +8,8 @@ Source: Iterative Reasoning Preference Optimization, Pang et al. 2024, arXiv 240
         π_{t+1} = argmin −log σ(β·Δ) − α·log π(y_w|x)/|y_w|,   reference π_t, β = 0.1, α = 1
 
 It needs questions with gold answers and a judge that says right or wrong: `judge: {kind: verifier, mode: number}` for
-GSM8K. No judge is set here. Without policy and prompts it runs on sums that prefloop ships, with a model that gets about
-half of them right and settings for its size.
+GSM8K. No judge is set here. Without policy and prompts it runs on sums that prefloop ships, with a model that gets
+about half of them right and settings for its size.
 
 How sure: α = 1 and the loss are the paper's; β, N = 30, 10 pairs, 4 rounds, batch 16 and learning rate 7e-7 are from
 second-hand sources; temperature 0.8 is recalled (the paper raises it in later rounds).
