@@ -11,19 +11,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefloop.artifact import load_artifact
 from prefloop.errors import ConfigError, Interrupted
-from prefloop.inputs import embedded_policy
+from prefloop.inputs import embedded_policy, embedded_prompts
 from prefloop.judge.sums import first_wrong_step, steps
 from prefloop.launch import read_recipe
 from prefloop.loop import run
-from prefloop.models import causal_lm
 from prefloop.rows import JudgedGroup, PreferencePair, StepLog, TokenizedPair
 from prefloop.train.batches import group_by_context
+from tiny import write_jsonl
 
 SMALL = [
     "rounds=1",
     "threads=1",
     "prompts_per_round=48",
     "prompts_per_part=16",
+    "sampler.completions=4",
     "train.pairs_per_step=8",
     "evaluate.prompts=20",
     "gate.kind=always",
@@ -32,7 +33,6 @@ FOLDER = embedded_policy("embedded-sums")
 
 
 def call(root: Path, *more: str, **how: Any) -> dict[str, Any]:
-    causal_lm.forget()  # as in a process of its own
     recipe, origins = read_recipe("step_dpo", [*SMALL, *more])
     return run(recipe, root, origins=origins, **how)
 
@@ -158,18 +158,32 @@ def test_a_run_that_stops_among_corrections_goes_on_and_ends_in_the_same_bytes(f
             assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(file.read_bytes()).digest()
 
 
-def test_without_a_locator_continuations_find_about_half_of_the_exact_steps_or_more(tmp_path):
-    call(tmp_path, "locator=null", "prompts_per_round=24", "corrector.continuations=8", "corrector.per_prompt=1")
+def test_questions_in_gsm8ks_form_with_a_verifier_and_without_a_locator(tmp_path):
+    """The sums as a user's file with the paper's settings: continuations name about half of the exact steps or more."""
+    lines = embedded_prompts("embedded-sums").read_text(encoding="utf-8").splitlines()[:120]
+    rows = [json.loads(line) for line in lines]
+    answers = [{"question": row["prompt"], "answer": f"{row['gold']}\n#### {row['answer']}"} for row in rows]
+    prompts = write_jsonl(tmp_path / "gsm8k.jsonl", answers)
+    call(
+        tmp_path / "out",
+        *[
+            "policy=embedded-sums",
+            f"prompts={{path: {prompts}, column: question, gold: answer}}",
+            "prompts_per_round=24",
+        ],
+        *["judge={kind: verifier, mode: number}", "sampler.max_new_tokens=80", "train.epochs=1"],
+    )
     exact = []
-    for group in corrected_of(tmp_path):
+    for group in corrected_of(tmp_path / "out"):
         for completion, solution in zip(group.completions, group.solutions, strict=True):
             if solution.first_wrong is not None:
                 exact.append(solution.first_wrong == first_wrong_step(group.prompt.text, completion.text))
     assert len(exact) > 10
-    assert (
-        sum(exact) / len(exact) > 0.4
-    )  # the carelessness of this model lets wrong steps end right, and right ones not
-    assert pairs_of(tmp_path)
+    # The carelessness of this model lets wrong steps end right, and right ones not.
+    assert sum(exact) / len(exact) > 0.4
+    pairs = pairs_of(tmp_path / "out")
+    assert pairs
+    assert all(len(steps(side.text)) == 1 for pair in pairs for side in (pair.chosen, pair.rejected))
 
 
 @pytest.mark.parametrize(
