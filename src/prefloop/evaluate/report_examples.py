@@ -103,5 +103,6 @@ def _choose(pairs: Sequence[PreferencePair]) -> list[tuple[str, PreferencePair]]
 
 
 def _cut(pair: PreferencePair) -> PreferencePair:
-    chosen, rejected = (replace(side, text=clip(side.text, TEXT)) for side in (pair.chosen, pair.rejected))
+    shared = pair.prefix.text if pair.prefix else ""
+    chosen, rejected = (replace(side, text=clip(shared + side.text, TEXT)) for side in (pair.chosen, pair.rejected))
     return replace(pair, chosen=chosen, rejected=rejected)
