@@ -88,8 +88,13 @@ def test_without_noise_the_trajectory_is_that_of_dpo_to_the_bit(game, policy, tm
     plain = train(one, Quiet(), lambda: False)
     weights = torch.cat([p.detach().flatten() for p in one.model.parameters()])
     curve, again = run(game, job(policy, tmp_path / "b"))
-    assert [dataclasses.replace(row, extra=()) for row in curve] == plain
+    assert common(curve) == common(plain)
     assert again.equal(weights)
+
+
+def common(curve):
+    """The columns that both log: the game does not read the gradients of the sides."""
+    return [dataclasses.replace(row, extra=(), chosen_gradient=None, rejected_gradient=None) for row in curve]
 
 
 @pytest.mark.parametrize(
