@@ -295,3 +295,14 @@ def test_show_says_nothing_of_runs_without_a_diagnosis():
     assert d.displacement_lines({"round": 0}) == []
     found = {**d.diagnose(evidence(-0.1, -0.5)).as_json(), "try": "Try this.", "remedy": "loss dpo_sft"}
     assert [line.split()[0] for line in d.displacement_lines({"displacement": found})] == ["Drastic", "Try", "Remedy"]
+
+
+def test_a_risen_score_far_from_the_start_is_not_called_harmless():
+    gain = Metric(0.4, 0.3, 0.5, 100, "score")
+    near, far = (Metric(kl, kl - 0.1, kl + 0.1, 100, "nats per token") for kl in (0.5, 4.8))
+    found = [
+        d.diagnose(evidence(-5.0, -5.0, metrics={"judge_score_gain": gain, "kl_policy_start": kl}, start={}))
+        for kl in (near, far)
+    ]
+    assert [diagnosis.findings["degradation"].harmless for diagnosis in found] == [True, False]
+    assert "far from the start" in found[1].says

@@ -40,6 +40,8 @@ TYPICAL = 0.05
 UNSEEN_RISE = 0.05
 """Rise of the share of unseen samples, or of the mass outside the pair, that counts as dispersion. Ours; it is the
 rise by which our repetition of the paper's toy is tested."""
+FAR = 1.0
+"""KL to the start, nats per token, beyond which a risen score shows nothing. Ours: the gate's default."""
 SLICES = 10
 """Slices of a training curve, of which the highest is compared with the last. Ours."""
 FEWEST_STEPS = 4 * SLICES
@@ -119,9 +121,10 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     - degradation: the chosen completions fell in the same sense, or rose and fell back within the round;
     - dispersion: chosen and rejected fell, and the share of unseen samples rose by more than `UNSEEN_RISE`.
 
-    A property is harmless if the held-out score is above the start's and not below the best so far's, and repetition
-    is not above the start's, all by 95 % intervals. Without a held-out score nothing is shown to be harmless. A drop
-    of the rejected completions alone is what the loss is for, and harmless unless the text or the score got worse.
+    A property is harmless if the held-out score is above the start's and not below the best so far's, and neither
+    repetition is above the start's nor the KL to the start above `FAR`, all by 95 % intervals. Without a held-out score
+    nothing is shown to be harmless. A drop of the rejected completions alone is what the loss is for, and harmless
+    unless the text or the score got worse.
     """
     chosen, rejected = evidence.changes.get(CHOSEN), evidence.changes.get(REJECTED)
     turn = fall_from_peak(evidence.curve)
@@ -228,6 +231,9 @@ def _worse(evidence: Evidence) -> str:
     now, before = evidence.metrics.get("repetition"), evidence.start.get("repetition")
     if now is not None and before is not None and now.low > before.high:
         return f"repetition rose from {number(before.value, 'share')} to {with_interval(now)}"
+    far = evidence.metrics.get("kl_policy_start")
+    if far is not None and far.low > FAR:
+        return f"the policy is far from the start, so a risen score may be wrecked text: KL {with_interval(far)}"
     return ""
 
 
