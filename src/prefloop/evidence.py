@@ -197,7 +197,7 @@ def _texts(
     """Return what is compared, as pairs, each with the kind of its chosen and of its rejected side."""
     pairs = PairStore(trained.batches)
     count = min(PAIRS, len(pairs))
-    sides = (displacement.CHOSEN, displacement.REJECTED)
+    sides = displacement.SIDES if _has_pairs(run) else (displacement.ROLLOUTS, None)
     found: list[tuple[tuple[str | None, str | None], TokenizedPair]] = [
         (sides, pairs[i * len(pairs) // count]) for i in range(count)
     ]
@@ -207,6 +207,11 @@ def _texts(
         held_out = _held_out_texts(lm, group)
         found += [(k, p) for k, p in held_out if len(p.context) + max(len(p.chosen), len(p.rejected)) <= limit]
     return found
+
+
+def _has_pairs(run: Run) -> bool:
+    """Return whether the round learns from pairs: a policy gradient's rollouts are neither chosen nor rejected."""
+    return run.recipe.loss.kind != "rollout_kl"
 
 
 def _held_out_texts(
@@ -262,7 +267,10 @@ def _diagnosed(
             changes=metrics_from_json({name: level["change"] for name, level in levels.items()}),
             unseen=unseen,
             unseen_before=before.unseen,
-            curve=[(step.chosen_reward / scale if scale else step.chosen_logp) / length for step in curve],
+            curve=[
+                (step.chosen_reward / scale if scale else step.chosen_logp) / length
+                for step in (curve if _has_pairs(run) else ())
+            ],
             pull=pull,
             metrics=metrics_from_json(found.decision.facts["metrics"]),
             start=before.metrics,

@@ -167,6 +167,10 @@ def test_ppo_learns_from_the_reward_model_and_keeps_its_value_model(trained, tmp
         assert extra[number]["ratio"] == pytest.approx(1, abs=1e-4)
     assert extra[0]["baseline"] == 0
     assert extra[1]["baseline"] != 0
+    moved = summary["rounds"][0]["displacement"]
+    assert "rollouts" in moved["logps"]
+    assert "chosen" not in moved["logps"]
+    assert not moved["names_degradation"]
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,14 @@ def test_a_risen_score_far_from_the_start_is_not_called_harmless():
     ]
     assert [diagnosis.findings["degradation"].harmless for diagnosis in found] == [True, False]
     assert "far from the start" in found[1].says
+
+
+def test_rollouts_have_no_sides_to_displace():
+    moved = d.levels([d.Scored(d.ROLLOUTS, str(i), 4, -4.0, -8.0 - i) for i in range(3)])
+    found = d.diagnose(
+        d.Evidence(changes={d.ROLLOUTS: about(moved[d.ROLLOUTS]["change"]["value"], 0.1, "nats per token")})
+    )
+    assert present(found) == set()
+    assert "neither chosen nor rejected" in found.says
+    report = {"logps": moved, "unseen": None, "entropy": None, "entropy_start": None}
+    assert [c.title for c in displacement_charts([(0, report)])] == ["Rollouts"]

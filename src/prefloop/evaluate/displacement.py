@@ -25,6 +25,8 @@ from prefloop.rows import Completion, Metric
 
 SIDES = CHOSEN, REJECTED = "chosen", "rejected"
 """Sides of the round's pairs, whose fall is diagnosed. The kinds below are reported beside them."""
+ROLLOUTS = "rollouts"
+"""What a policy gradient learned from in place of pairs: reported, not diagnosed."""
 HELD_OUT_CHOSEN, HELD_OUT_REJECTED = "held_out_chosen", "held_out_rejected"
 """Best and worst candidate of held-out prompts, where the data hold some."""
 GOLD, START_SAMPLES = "gold", "start_samples"
@@ -145,7 +147,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             _say_unseen(unseen, evidence.unseen_before),
         ),
     }
-    return Diagnosis(findings, _sentences(findings, because))
+    return Diagnosis(findings, _sentences(findings, because, paired=chosen is not None or rejected is not None))
 
 
 def change(rows: Sequence[Scored], seed: int = 0) -> Metric | None:
@@ -277,8 +279,10 @@ def remaining(pull: Sequence[float]) -> float | None:
     return float(np.mean(pull[-size:])) / first if first > 0 else None
 
 
-def _sentences(findings: Mapping[str, Finding], because: str) -> str:
+def _sentences(findings: Mapping[str, Finding], because: str, paired: bool) -> str:
     present = {name: f for name, f in findings.items() if f.present}
+    if not present and not paired:
+        return "The round learned from rollouts, which are neither chosen nor rejected: there is nothing to displace."
     if not present:
         return f"No displacement: {findings['drastic_drop'].why}; {findings['degradation'].why}."
     named = [name.replace("_", " ") for name in present]

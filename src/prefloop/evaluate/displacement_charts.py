@@ -26,6 +26,7 @@ def displacement_charts(rounds: Sequence[tuple[int, Found]]) -> list[Chart]:
     about = "change in the round, nats per token"
     drawn = (
         _chart(rounds, "The round's pairs", about, pairs, 0.0),
+        _chart(rounds, "Rollouts", about, {"rollouts": _change("rollouts")}, 0.0),
         _chart(rounds, "Held-out pairs", about, held_out, 0.0),
         _chart(rounds, "Other held-out texts", about, gold, 0.0),
         _chart(rounds, "Unseen samples", "share, dashed: the start", {"unseen": lambda d: _metric(d["unseen"])}, 0.05),
