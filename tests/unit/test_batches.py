@@ -90,6 +90,7 @@ def test_rows_of_a_microbatch_are_the_sides_of_its_pairs(layout):
             tokens = getattr(one, side)
             alone = completion_logps(model, [TokenGroup(one.context, (tokens,))], layout="padded")
             torch.testing.assert_close(policy.total[row], alone.total[0])
+            torch.testing.assert_close(policy.mask, reference.mask)  # so that a loss can subtract token by token
             assert policy.length[row] == reference.length[row] == len(tokens)
             assert reference.token_logps[row][reference.mask[row]].tolist() == list(getattr(one, f"reference_{side}"))
     assert logps.win_prob.tolist() == [1.0, 0.75]

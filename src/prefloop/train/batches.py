@@ -31,17 +31,16 @@ def pair_logps(
     """
     found = group_by_context(pairs, views)
     policy = completion_logps(model, found.groups, layout=layout, squares=squares)
-    device = policy.token_logps.device
     stored: dict[str, CompletionLogps | None] = dict.fromkeys(("chosen", "rejected", *views))
     if needs_reference:
-        stored = {name: _stored([_reference(pair, name) for pair in pairs], device) for name in stored}
+        stored = {name: _stored([_reference(pair, name) for pair in pairs], policy) for name in stored}
     return PairLogps(
         policy_chosen=_rows(policy, found.chosen),
         policy_rejected=_rows(policy, found.rejected),
         reference_chosen=stored["chosen"],
         reference_rejected=stored["rejected"],
-        win_prob=_column([1.0 if pair.win_prob is None else pair.win_prob for pair in pairs], device),
-        weight=_column([pair.weight for pair in pairs], device),
+        win_prob=_column([1.0 if pair.win_prob is None else pair.win_prob for pair in pairs], policy),
+        weight=_column([pair.weight for pair in pairs], policy),
         views={name: ViewLogps(_rows(policy, found.views[name]), stored[name]) for name in views},
     )
 
@@ -115,13 +114,15 @@ def _reference(pair: TokenizedPair, name: str) -> tuple[float, ...]:
     return found
 
 
-def _stored(rows: Sequence[Sequence[float]], device: torch.device) -> CompletionLogps:
-    width = max(map(len, rows), default=0)
+def _stored(rows: Sequence[Sequence[float]], like: CompletionLogps) -> CompletionLogps:
+    """Return one row for each of `rows`, as wide as `like`, so that a loss can subtract token by token."""
+    width = like.token_logps.shape[-1]
     values = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float32)
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(width) < lengths[:, None]
+    device = like.token_logps.device
     return CompletionLogps(values.reshape(len(rows), width).to(device), mask.to(device))
 
 
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def _column(values: Sequence[float], like: CompletionLogps) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.token_logps.device)
