@@ -69,7 +69,7 @@ def logged(curve: list[StepLog], name: str) -> list[float]:
 
 
 def common(curve: list[StepLog]) -> list[StepLog]:
-    return [dataclasses.replace(row, extra=(), chosen_gradient=None, rejected_gradient=None) for row in curve]
+    return [dataclasses.replace(row, extra=()) for row in curve]
 
 
 def race(game: FastSlow, one: Job) -> _Race:

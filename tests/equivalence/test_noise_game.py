@@ -93,8 +93,8 @@ def test_without_noise_the_trajectory_is_that_of_dpo_to_the_bit(game, policy, tm
 
 
 def common(curve):
-    """The columns that both log: the game does not read the gradients of the sides."""
-    return [dataclasses.replace(row, extra=(), chosen_gradient=None, rejected_gradient=None) for row in curve]
+    """The columns that both log."""
+    return [dataclasses.replace(row, extra=()) for row in curve]
 
 
 @pytest.mark.parametrize(

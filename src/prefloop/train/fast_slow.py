@@ -24,6 +24,7 @@ from prefloop.train.update import (
     check_starts_at_reference,
     make_optimizer,
     take_steps,
+    watch,
 )
 from prefloop.train.versus import taken_as_given, versus
 
@@ -212,6 +213,7 @@ class _Race:
             if step == 0 and index == 0 and self.job.starts_at_reference:
                 check_starts_at_reference(logps[0], self.job.settings.precision, logps[0].weight.device)
             fast, slow = logps[self.fast], logps[1 - self.fast]
+            watch(fast)
             found = objectives(self.game, self.job.loss, fast, slow)
             # One at a time, with its module active: recomputed activations must come from that module again.
             for module, objective in ((1 - self.fast, found.slow), (self.fast, found.fast)):

@@ -31,6 +31,7 @@ from prefloop.train.update import (
     make_optimizer,
     take_steps,
     train,
+    watch,
 )
 
 NAME = "noise."
@@ -208,6 +209,7 @@ class _Round:
             logps = self._score(microbatch)
             if step == 0 and index == 0 and self.job.starts_at_reference:
                 check_starts_at_reference(logps, self.job.settings.precision, logps.weight.device)
+            watch(logps)
             with torch.set_grad_enabled(joint):
                 noisy = self._noisy_side(microbatch, logps, (step, draw))
             output = model_loss(self.job.loss, logps, noisy.logps)
@@ -247,7 +249,8 @@ class _Round:
         ]
         found = self.head(states, seeds)
         lengths = [len(p.rejected) for p in rows]
-        shift = pad_sequence(list(found.shift.split(lengths)), batch_first=True)
+        shift = torch.zeros_like(stored.token_logps)
+        shift = shift.masked_scatter(stored.mask, found.shift)
         variance = pad_sequence(list(found.variance.split(lengths)), batch_first=True).sum(-1) / stored.length
         return NoisySide(CompletionLogps(stored.token_logps + shift, stored.mask), variance, shift.sum(-1))
 
