@@ -102,6 +102,10 @@ class Artifact(Generic[R]):
         for path in self.part_paths():
             yield list(read_rows(path, self.record))
 
+    def stored_parts(self) -> "list[StoredPart[R]]":
+        """Return the parts, in order, none of them read yet: for stages that go part by part."""
+        return [StoredPart(self, name) for name in self._part_names()]
+
     def part_paths(self) -> Iterator[Path]:
         """Yield the files of the parts, in order, each compared with the manifest first.
 
@@ -109,9 +113,12 @@ class Artifact(Generic[R]):
             CorruptArtifact: a part is missing or damaged.
 
         """
-        for name in sorted(n for n in self.manifest["files"] if n.startswith("part-")):
+        for name in self._part_names():
             self.check_file(name)
             yield self.path / name
+
+    def _part_names(self) -> list[str]:
+        return sorted((n for n in self.manifest["files"] if n.startswith("part-")), key=_by_number)
 
     def check_file(self, name: str) -> None:
         """Compare one file with the manifest.
@@ -126,6 +133,26 @@ class Artifact(Generic[R]):
             raise CorruptArtifact(f"{path}: listed in {MANIFEST} but missing; rerun with --redo to make it again")
         if path.stat().st_size != expected["bytes"] or file_digest(path) != expected["sha256"]:
             raise CorruptArtifact(f"{path}: its bytes differ from {MANIFEST}; rerun with --redo to make it again")
+
+
+@dataclass(frozen=True)
+class StoredPart(Generic[R]):
+    """The rows of one part of a finished artifact, read anew each time that they are iterated over.
+
+    Iterating raises CorruptArtifact where the file is missing or damaged.
+    """
+
+    artifact: Artifact[R]
+    name: str
+
+    def __len__(self) -> int:
+        """Return the number of rows, without reading them."""
+        return count_rows(self.artifact.path / self.name)
+
+    def __iter__(self) -> Iterator[R]:
+        assert self.artifact.record is not None
+        self.artifact.check_file(self.name)
+        yield from read_rows(self.artifact.path / self.name, self.artifact.record)
 
 
 @dataclass
@@ -143,7 +170,7 @@ class Building(Generic[R]):
     def parts(self) -> Iterator[list[R]]:
         """Yield the rows of the parts written so far, in order."""
         assert self.record is not None
-        for path in sorted(self.path.glob("part-*.parquet")):
+        for path in sorted(self.path.glob("part-*.parquet"), key=lambda path: _by_number(path.name)):
             yield list(read_rows(path, self.record))
 
     def write_part(self, index: int, rows: Iterable[R]) -> None:
@@ -220,6 +247,11 @@ def set_aside(path: Path, reason: str) -> Path:
 def part_name(index: int) -> str:
     """Return the file name of part `index`."""
     return f"part-{index:05d}.parquet"
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Sort key of part names, which grow longer from part 100,000 on."""
+    return len(name), name
 
 
 @contextmanager

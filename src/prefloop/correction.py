@@ -65,7 +65,7 @@ def correct(
         return opened
     assert isinstance(draw.sampler, GoesOn)  # check_corrector has refused any other
     tools = CorrectionTools(draw.sampler, named.judge, locator)
-    parts = list(judged.parts())
+    parts = judged.stored_parts()
     return write_parts(run, opened, parts, lambda part: corrector(part, tools, context), "correct", _facts)
 
 

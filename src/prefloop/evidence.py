@@ -42,7 +42,7 @@ def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: Poli
     def make(groups: Sequence[JudgedGroup]) -> list[CompletionScore]:
         return [score for group in groups for score in _score_group(lm, group, start.digest, layout)]
 
-    return write_parts(run, opened, list(judged.parts()), make, "log-probs under start")
+    return write_parts(run, opened, judged.stored_parts(), make, "log-probs under start")
 
 
 def _score_group(lm: causal_lm.CausalLM, group: JudgedGroup, policy: str, layout: str) -> Iterator[CompletionScore]:

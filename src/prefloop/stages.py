@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from prefloop.artifact import Artifact, Building, Key, open_artifact
+from prefloop.artifact import Artifact, Building, Key, StoredPart, open_artifact
 from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
 from prefloop.models import causal_lm
@@ -78,12 +78,15 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def write_parts(
     run: Run,
     building: Building[R],
-    inputs: Sequence[Sequence[T]],
+    inputs: Sequence[Sequence[T] | StoredPart[T]],
     make: Callable[[Sequence[T]], Iterable[R]],
     label: str,
     count: Callable[[Iterable[R]], Mapping[str, Any]] | None = None,
 ) -> Artifact[R]:
-    """Make one part from each of `inputs`, those that are missing, and finish the artifact with what `count` says."""
+    """Make one part from each of `inputs`, those that are missing, and finish the artifact with what `count` says.
+
+    At most one part is in memory at a time, unless `inputs` are.
+    """
     began = time.monotonic()
     total = sum(len(part) for part in inputs)
     done = sum(len(part) for index, part in enumerate(inputs) if building.has_part(index))
@@ -91,7 +94,7 @@ def write_parts(
     for index, part in enumerate(inputs):
         if building.has_part(index):
             continue
-        building.write_part(index, make(part))
+        building.write_part(index, make(list(part)))
         run.progress.advance(len(part))
         run.check_stop(f"{label}, part {index + 1} of {len(inputs)}")
     run.progress.finish()
@@ -221,14 +224,13 @@ def judge(
     opened = run.open(path, Key("judged", settings, {"samples": samples.digest}), JudgedGroup)
     if isinstance(opened, Artifact):
         return opened
-    parts = list(samples.parts())
 
     def make(found: Sequence[SampleGroup]) -> Iterator[JudgedGroup]:
         groups = [_with_gold(g) for g in found] if named.with_gold else found
         verdicts = named.judge(groups, context)
         return (_judged(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True))
 
-    return write_parts(run, opened, parts, make, "judge")
+    return write_parts(run, opened, samples.stored_parts(), make, "judge")
 
 
 def _with_gold(group: SampleGroup) -> SampleGroup:

@@ -14,7 +14,7 @@ from prefloop.rows import TokenizedPair, TokenizedView
 from prefloop.train import plan as plan_module
 from prefloop.train import store as store_module
 from prefloop.train.batches import pair_logps
-from prefloop.train.plan import PairIndex, Plan
+from prefloop.train.plan import PairIndex, Plan, context_numbers
 from prefloop.train.reference import score_reference
 from prefloop.train.store import PairStore
 from tiny import tiny_model
@@ -45,6 +45,15 @@ def test_a_store_holds_what_the_artifact_holds(artifact):
     assert np.array_equal(store.pairs.lengths, in_memory.lengths)
     assert np.array_equal(store.pairs.owners, in_memory.owners)
     assert store.pairs.starts.tolist() == list(range(0, 101, 10))
+
+
+def test_the_same_context_has_the_same_number_and_no_other_has_it():
+    contexts = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (7, 8, 9), (9, 8, 7), (7, 8), (31999,) * 3]
+    twice = contexts + contexts[::-1]
+    ids = np.array([token for context in twice for token in context])
+    found = context_numbers(ids, np.array([len(context) for context in twice])).tolist()
+    assert found == [*found[:10], *found[:10][::-1]]
+    assert len(set(found)) == len(contexts)
 
 
 def test_data_that_fit_into_a_window_are_planned_alike_in_memory_and_on_disk(artifact):

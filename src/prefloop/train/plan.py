@@ -17,6 +17,7 @@ WINDOW = 64
 """Parts on disk that are shuffled together, and the most that are held in memory at once."""
 KNOWN_STEPS = 2000
 """Up to this many steps, the largest microbatch is looked for in every one of them."""
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers do not fall to 0
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,14 @@ class PairIndex:
     def of(cls, pairs: Sequence[TokenizedPair]) -> "PairIndex":
         """Return the index of pairs that are in memory."""
         lengths = [(len(p.context), len(p.chosen), len(p.rejected), view_tokens(p)) for p in pairs]
-        return cls.of_lengths(lengths, [hash(p.context) for p in pairs])
+        ids = np.fromiter((token for p in pairs for token in p.context), np.int64)
+        numbers = context_numbers(ids, np.array([len(p.context) for p in pairs], np.int64))
+        return cls.of_lengths(lengths, numbers)
 
     @classmethod
-    def of_lengths(cls, lengths: Sequence[Sequence[int]], owners: Sequence[int] | None) -> "PairIndex":
+    def of_lengths(
+        cls, lengths: Sequence[Sequence[int]], owners: Sequence[int] | NDArray[np.int64] | None
+    ) -> "PairIndex":
         """Return the index of pairs of these `lengths`; `None`: every pair has a prompt of its own."""
         table = np.asarray(lengths, np.int32).reshape(-1, 4)
         numbers = np.arange(len(table)) if owners is None else np.asarray(owners, np.int64)
@@ -52,6 +57,23 @@ class PairIndex:
     def apart(self) -> "PairIndex":
         """Return the index in which every pair has a prompt of its own."""
         return PairIndex(self.lengths, np.arange(len(self)), self.starts)
+
+
+def context_numbers(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each context, the same for the same token ids: a polynomial in them, modulo 2^64.
+
+    Args:
+        ids: the contexts' token ids, one context after another, int `[token]`.
+        lengths: tokens of each context, int `[pair]`.
+
+    """
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(ids)) - np.repeat(starts, lengths)
+    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _BASE, np.uint64))
+    sums = np.cumsum((ids.astype(np.uint64) + np.uint64(1)) * powers[place], dtype=np.uint64)
+    sums = np.concatenate([np.zeros(1, np.uint64), sums])
+    numbers: NDArray[np.int64] = (sums[starts + lengths] - sums[starts]).astype(np.int64)
+    return numbers
 
 
 def view_tokens(pair: TokenizedPair) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prefloop.artifact import Artifact
 from prefloop.columns import from_plain
 from prefloop.rows import TokenizedPair
-from prefloop.train.plan import WINDOW, PairIndex
+from prefloop.train.plan import WINDOW, PairIndex, context_numbers
 
 SIDES = ("context", "chosen", "rejected")
 
@@ -35,7 +35,8 @@ class PairStore(Sequence[TokenizedPair]):
             table = pq.read_table(path, columns=[*SIDES, "views"])
             sides = [pc.list_value_length(table[side]).to_numpy() for side in SIDES]
             lengths.append(np.stack([*sides, _view_tokens(table["views"])], axis=1).astype(np.int32))
-            owners.append(np.array([hash(tuple(ids)) for ids in table["context"].to_pylist()], np.int64))
+            ids = pc.list_flatten(table["context"]).to_numpy()
+            owners.append(context_numbers(ids, sides[0]))
             self._paths.append(path)
         starts = np.cumsum([0, *map(len, owners[1:])], dtype=np.int64)
         self.pairs = PairIndex(np.concatenate(lengths), np.concatenate(owners), starts)
