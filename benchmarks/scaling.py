@@ -72,9 +72,14 @@ def write_pairs(spec: ScalingSpec, path: Path) -> Artifact[TokenizedPair]:
     building = open_artifact(path, Key("batches", {"pairs": spec.pairs}), TokenizedPair)
     for index, first in enumerate(range(0, spec.pairs, PAIRS_PER_PART)):
         count = min(PAIRS_PER_PART, spec.pairs - first)
-        made = token_pairs(TrainSpec(spec.model, 48, 24, count), seed=index)
-        building.write_part(index, [_scored(f"{index}-{i}", *ids) for i, ids in enumerate(made)])
+        building.write_part(index, made_pairs(spec, index, count))
     return building.finish()
+
+
+def made_pairs(spec: ScalingSpec, part: int, count: int) -> list[TokenizedPair]:
+    """Return the `count` pairs of a part."""
+    made = token_pairs(TrainSpec(spec.model, 48, 24, count), seed=part)
+    return [_scored(f"{part}-{i}", *ids) for i, ids in enumerate(made)]
 
 
 def _scored(name: str, context: Tokens, chosen: Tokens, rejected: Tokens) -> TokenizedPair:
