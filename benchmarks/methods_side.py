@@ -26,10 +26,19 @@ from prefloop.train.reference import Encoding, score_reference, tokenize_pairs
 
 GIVEN = ("prompts=embedded-preferences", "policy=embedded", "judge.kind=given", "eval_judge=lexicon")
 
+PAIRED = {"sppo": ("loss.form=hard",)}
+"""What a method needs so that it trains on the same pairs as the others."""
+
 
 def train_method(spec: MethodSpec, options: Options, method: str, lora: int = 0) -> Measurement:
     """Time optimizer steps of `method` on the story model and the pairs that prefloop ships; the first one warms up."""
-    overrides = [*GIVEN, "sampler.kind=given", "eval_sampler.kind=hf", f"train.device={options.device}"]
+    overrides = [
+        *GIVEN,
+        "sampler.kind=given",
+        "eval_sampler.kind=hf",
+        f"train.device={options.device}",
+        *PAIRED.get(method, ()),
+    ]
     overrides += [f"train.lora.rank={lora}"] if lora else []
     recipe, _ = read_recipe(method, overrides)
     settings = recipe.train.model_copy(
