@@ -197,7 +197,7 @@ def show(run_folder: RunFolder) -> None:
     from prefloop.ledger import SUMMARY
 
     _require_run(run_folder)
-    _show(run_folder, read_json(run_folder / SUMMARY))
+    _show(run_folder, read_json(run_folder / SUMMARY), judges=True)
 
 
 @app.command()
@@ -268,10 +268,12 @@ def compare(
 
 @app.command()
 def report(run_folder: RunFolder) -> None:
-    """Write the run's report.html anew."""
+    """Write the run's report.html anew, with what people have judged since."""
     from prefloop.evaluate.report import write_report
+    from prefloop.trust import refresh
 
     _require_run(run_folder)
+    refresh(run_folder)
     console.print(str(write_report(run_folder)), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -406,8 +408,10 @@ def _listed(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
         raise ConfigError(f"{option}: {text!r} is not a comma-separated list of numbers") from error
 
 
-def _show(root: Path, summary: dict[str, Any]) -> None:
+def _show(root: Path, summary: dict[str, Any], judges: bool = False) -> None:
     from prefloop.evaluate.displacement import displacement_lines
+    from prefloop.evaluate.judging import lines as judging_lines
+    from prefloop.evaluate.judging import notes as judging_notes
     from prefloop.evaluate.reward_table import reward_table
     from prefloop.evaluate.terminal import summary_table
 
@@ -421,6 +425,9 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
             console.print(head + reason, markup=False, highlight=False, soft_wrap=True)
         for line in displacement_lines(entry):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    judging = summary.get("judging") or {}
+    for line in judging_lines(judging) if judges else judging_notes(judging):
+        console.print(f"judging: {line}", markup=False, highlight=False, soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print()

@@ -176,6 +176,12 @@ class Llm:
         """Whether it is another judge in every round, and so no judge of held-out prompts."""
         return self.model == POLICY and self.base_url is None
 
+    @property
+    def top_score(self) -> float | None:
+        """The best grade; `None` where completions are compared."""
+        named = self.template or ("criteria" if self.criteria else "additive")
+        return float((self.scale or SCALES[named])[1]) if self.mode == "grade" else None
+
     def _templates(self) -> tuple[Template, Template | None]:
         """Read the templates anew: a file may have been edited since."""
         named = self.template or {"grade": "criteria" if self.criteria else "additive"}.get(self.mode, self.mode)
