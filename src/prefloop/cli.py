@@ -391,11 +391,11 @@ def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
 @contextmanager
 def _bars(on: Console = console) -> Iterator[tuple[Any, Callable[[], bool]]]:
     """Show progress bars, and turn a signal into a request to stop."""
-    from prefloop.console import ConsoleProgress
+    from prefloop.console import ConsoleProgress, telling
 
     progress = ConsoleProgress(on)
     try:
-        with _stop_requested() as stop:
+        with _stop_requested() as stop, telling(progress):
             yield progress, stop
     finally:
         progress.close()

@@ -261,23 +261,24 @@ def tables(judging: Mapping[str, Any]) -> dict[str, Any] | None:
         {
             "raters": " and ".join(named(rater) for rater in entry["raters"]),
             "items": entry["items"],
-            "cells": [_cell(metrics_from_json(entry["metrics"]).get(name)) for name in ("same", "accuracy", "kappa")],
+            "cells": [_cell(metrics_from_json(entry["metrics"]).get(n), False) for n in ("same", "accuracy", "kappa")],
         }
         for entry in judging.get("agreement", [])
     ]
     if not rows and not agreed:
         return None
     kinds = [f"{named(rater)} ({(judging[rater].get('kind') or 'own')})" for rater in judges]
-    said = [*notes(judging), *map(sampler_line, judging.get("sampler", []))]
-    return {"judges": kinds, "rows": rows, "agreed": agreed, "said": said}
+    sampler = [sampler_line(entry) for entry in judging.get("sampler", [])]
+    return {"judges": kinds, "rows": rows, "agreed": agreed, "said": notes(judging), "sampler": sampler}
 
 
-def _cell(metric: Metric | None) -> tuple[str, str] | None:
-    """Return value with unit, and interval with the number of prompts."""
+def _cell(metric: Metric | None, with_count: bool = True) -> tuple[str, str] | None:
+    """Return value with unit, and interval, with the number of prompts."""
     if metric is None:
         return None
     value, _, bounds = _said(metric).partition(" [")
-    return value, f"[{bounds} · {metric.n} prompts" if bounds else f"{metric.n} prompts"
+    said = [f"[{bounds}"] if bounds else []
+    return value, " · ".join([*said, *([f"{metric.n} prompts"] if with_count else [])])
 
 
 def sampler_line(entry: Mapping[str, Any]) -> str:
