@@ -293,6 +293,28 @@ def export(
     console.print(actions[what](run_folder, to), markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command(name="new-prompts")
+def new_prompts(
+    target: Target,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(help="New prompts to write.")] = 100,
+    to: Annotated[Path, typer.Option("--to", help="A .jsonl file that does not exist yet.")] = Path(
+        "new-prompts.jsonl"
+    ),
+    similarity: Annotated[float, typer.Option(help="ROUGE-L with another prompt from which one is dropped.")] = 0.7,
+) -> None:
+    """Let the policy write prompts in the manner of the recipe's, as Self-Instruct does; use them by prompts=FILE."""
+    from prefloop.launch import read_recipe
+    from prefloop.new_prompts import Asked, make_prompts
+    from prefloop.prompts.self_instruct import Limits
+
+    recipe, _ = read_recipe(target, overrides or [])
+    with _bars() as (progress, stop):
+        lines = make_prompts(recipe, Asked(count, to, Limits(similarity)), progress, stop)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def label(
     run_folder: RunFolder,

@@ -314,7 +314,8 @@ def test_a_missing_key_or_package_is_told_before_any_work(monkeypatch):
 
 def test_a_thousand_verdicts_at_concurrency_32_and_none_twice(tmp_path):
     groups = [group_of(f"question {i}", *(f"answer {i} {j}" for j in range(4))) for i in range(250)]
-    fields = {"store": str(tmp_path / "verdicts.sqlite"), "concurrency": 32}
+    # A machine that does much else must not take a slow reply for a lost one.
+    fields = {"store": str(tmp_path / "verdicts.sqlite"), "concurrency": 32, "timeout": 60.0}
     with ScriptedEndpoint(grader, delay=0.05) as endpoint:
         judged(endpoint)  # the client is imported
         endpoint.requests.clear()

@@ -193,8 +193,8 @@ class Llm:
         if self.scale is not None and named in WORDED and self.scale != SCALES[named]:
             low, high = SCALES[named]
             raise ConfigError(
-                f"judge.scale: template {named} asks for {low} to {high}, got {list(self.scale)}; leave it out, or name "
-                "a template of your own"
+                f"judge.scale: template {named} asks for {low} to {high}, got {list(self.scale)}; leave it out, or "
+                "name a template of your own"
             )
         if ("criteria" in template.placeholders) != bool(self.criteria):
             raise ConfigError(
