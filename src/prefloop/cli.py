@@ -197,7 +197,7 @@ def show(run_folder: RunFolder) -> None:
     from prefloop.ledger import SUMMARY
 
     _require_run(run_folder)
-    _show(run_folder, read_json(run_folder / SUMMARY))
+    _show(run_folder, read_json(run_folder / SUMMARY), judges=True)
 
 
 @app.command()
@@ -268,10 +268,12 @@ def compare(
 
 @app.command()
 def report(run_folder: RunFolder) -> None:
-    """Write the run's report.html anew."""
+    """Write the run's report.html anew, with what people have judged since."""
     from prefloop.evaluate.report import write_report
+    from prefloop.trust import refresh
 
     _require_run(run_folder)
+    refresh(run_folder)
     console.print(str(write_report(run_folder)), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -289,6 +291,28 @@ def export(
     if what not in actions:
         raise ConfigError(f"export: {what!r} cannot be exported; choose policy or pairs")
     console.print(actions[what](run_folder, to), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="new-prompts")
+def new_prompts(
+    target: Target,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(help="New prompts to write.")] = 100,
+    to: Annotated[Path, typer.Option("--to", help="A .jsonl file that does not exist yet.")] = Path(
+        "new-prompts.jsonl"
+    ),
+    similarity: Annotated[float, typer.Option(help="ROUGE-L with another prompt from which one is dropped.")] = 0.7,
+) -> None:
+    """Let the policy write prompts in the manner of the recipe's, as Self-Instruct does; use them by prompts=FILE."""
+    from prefloop.launch import read_recipe
+    from prefloop.new_prompts import Asked, make_prompts
+    from prefloop.prompts.self_instruct import Limits
+
+    recipe, _ = read_recipe(target, overrides or [])
+    with _bars() as (progress, stop):
+        lines = make_prompts(recipe, Asked(count, to, Limits(similarity)), progress, stop)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -389,11 +413,11 @@ def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
 @contextmanager
 def _bars(on: Console = console) -> Iterator[tuple[Any, Callable[[], bool]]]:
     """Show progress bars, and turn a signal into a request to stop."""
-    from prefloop.console import ConsoleProgress
+    from prefloop.console import ConsoleProgress, telling
 
     progress = ConsoleProgress(on)
     try:
-        with _stop_requested() as stop:
+        with _stop_requested() as stop, telling(progress):
             yield progress, stop
     finally:
         progress.close()
@@ -406,8 +430,10 @@ def _listed(text: str, kind: Callable[[str], Any], option: str) -> list[Any]:
         raise ConfigError(f"{option}: {text!r} is not a comma-separated list of numbers") from error
 
 
-def _show(root: Path, summary: dict[str, Any]) -> None:
+def _show(root: Path, summary: dict[str, Any], judges: bool = False) -> None:
     from prefloop.evaluate.displacement import displacement_lines
+    from prefloop.evaluate.judging import lines as judging_lines
+    from prefloop.evaluate.judging import notes as judging_notes
     from prefloop.evaluate.reward_table import reward_table
     from prefloop.evaluate.terminal import summary_table
 
@@ -421,6 +447,9 @@ def _show(root: Path, summary: dict[str, Any]) -> None:
             console.print(head + reason, markup=False, highlight=False, soft_wrap=True)
         for line in displacement_lines(entry):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    judging = summary.get("judging") or {}
+    for line in judging_lines(judging) if judges else judging_notes(judging):
+        console.print(f"judging: {line}", markup=False, highlight=False, soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print()

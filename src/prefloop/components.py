@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,11 @@ def build_parts(recipe: Recipe) -> Parts:
         raise ConfigError(
             "eval_judge: the policy itself, which is another judge in every round, so that scores would not compare; "
             "set eval_judge to a judge that stays the same"
+        )
+    if getattr(eval_judge, "within_groups", False):
+        raise ConfigError(
+            f"eval_judge: {(recipe.eval_judge or recipe.judge).kind} scores a prompt's completions against each other "
+            "only, so that scores of two policies would not compare; set eval_judge to another judge"
         )
     return Parts(
         order=build("order", recipe.order),
@@ -175,8 +180,20 @@ def key_of(component: Any, kind: str) -> dict[str, Any]:
     without_effect = getattr(component, "without_effect", ())  # such as a budget: it changes no result
     settings: dict[str, Any] = {"kind": kind, **dataclasses.asdict(component)}
     settings = {name: value for name, value in settings.items() if name not in without_effect}
-    contents = {value: _content(value) for value in settings.values() if isinstance(value, str)}
+    contents = {value: _content(value) for value in _strings(settings)}
     return settings | {f"content of {value}": digest for value, digest in contents.items() if digest}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in settings, those of a component inside a component too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _content(named: str) -> str | None:

@@ -1,6 +1,9 @@
 """What the command line shows while a run goes on: a bar for each long stage, and lines that stay."""
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -59,6 +62,13 @@ class ConsoleProgress:
         self.close()
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def tell(self, text: str) -> None:
+        """Show how far a long part is: beside the bar, or on a stream that is no terminal as a line."""
+        if self._bar is not None and self._console.is_terminal:
+            self.advance(0, text)
+        else:
+            self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True, style="dim")
+
     def close(self) -> None:
         """Take the bar off the screen."""
         if self._bar is not None:
@@ -68,3 +78,29 @@ class ConsoleProgress:
     def _rate(self) -> str:
         seconds = time.monotonic() - self._began
         return f"{self._amount / seconds:,.1f} {self._unit}/s" if seconds > 0 else ""
+
+
+class _Telling(logging.Handler):
+    """Passes log lines on to a progress."""
+
+    def __init__(self, progress: ConsoleProgress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one line."""
+        self._progress.tell(record.getMessage())
+
+
+@contextmanager
+def telling(progress: ConsoleProgress) -> Iterator[None]:
+    """Show what judges log meanwhile: their rate, the time that is left, and the tokens used."""
+    log, handler = logging.getLogger("prefloop.judge"), _Telling(progress)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prefloop import evidence, ledger, reward_run, stages, training
+from prefloop import evidence, ledger, reward_run, stages, training, trust
 from prefloop.artifact import Artifact, locked, read_json
 from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
@@ -100,6 +100,7 @@ def run(
         settings = filled(recipe, parts)
         notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
         summary = ledger.new_summary(recipe, policy, settings, notes)
+        summary["top_scores"] = trust.top_scores(parts)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
         here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
         with recorder.marking_failure():
@@ -107,6 +108,7 @@ def run(
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
             turns(here, policy, prompts.train, holdout, summary, recorder.save)
+        summary["judging"] = trust.measured(root, summary)
         recorder.finish()
         write_report(root)
     return summary
@@ -188,6 +190,8 @@ def _round(
         evaluation,
         evidence.earlier(standing.start_judged, summary, start),
     )
+    held_out_round = replace(context, round=EVALUATION_ROUND)
+    trust.second_opinion(here, folder / "6-report" / trust.OPINIONS, corrected, pairs, held_out_round)
 
     standing.pairs.append(pairs)
     facts = evaluation.decision.facts
@@ -358,11 +362,15 @@ def usable_prompts(prompts: tuple[Prompt, ...], parts: Parts) -> tuple[Prompt, .
 
 def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:
     """Return what a reader of the result should know about its judges."""
-    if recipe.eval_judge is not None or not parts.pair_builder.needs_scores:
+    if not parts.pair_builder.needs_scores:
+        return []
+    again = trust.same_judge(recipe, parts)
+    who = {"judge": "The judge that made the training pairs", "model": "The model that judged the training pairs"}
+    if not again:
         return []
     return [
-        "The judge that made the training pairs also scored the evaluation: a rise may be the judge's taste only. "
-        "Set eval_judge to a second judge to know more."
+        f"{who[again]} also scored the evaluation: a rise may be the judge's taste only. "
+        f"Set eval_judge to {'a second judge' if again == 'judge' else 'a judge of another model'} to know more."
     ]
 
 

@@ -214,10 +214,13 @@ def _judging(
     """Return the judges' calls over all rounds, and the tokens of a language model's questions and replies."""
     new = [facts[name]["tokens"] / max(1, facts[name]["completions"]) for name in ("samples", "evaluation_samples")]
     gold = parts.pair_builder.needs_gold and parts.pair_builder.needs_scores
-    asked = (
+    asked: tuple[tuple[Any, int, float, float], ...] = (
         (parts.judge, recipe.rounds * prompts[0] * parts.pair_builder.needs_scores, drawn[0] + gold, new[0]),
         (parts.eval_judge, (recipe.rounds + 1) * prompts[1], drawn[1], new[1]),
     )
+    if recipe.eval_judge is not None and asked[0][1]:
+        opinions = min(recipe.evaluate.second_opinion, prompts[0])
+        asked = (*asked, (parts.eval_judge, recipe.rounds * opinions, 2.0, new[0]))
     calls, tokens = 0.0, 0.0
     for judge, groups, completions, length in asked:
         number, texts = _calls(judge, completions)

@@ -84,6 +84,9 @@ class EvaluateSettings(_Settings):
     """At most this many held-out prompts, the same ones in every round."""
     completions: Annotated[int, Field(ge=1)] = 1
     """Completions of each held-out prompt. The other sampler settings are the run's."""
+    second_opinion: Annotated[int, Field(ge=0)] = 32
+    """At most this many pairs of each round that `eval_judge` judges too, where it is another judge than `judge`: the
+    report says how far the two agree. 0: none."""
 
 
 class CombineSettings(_Settings):

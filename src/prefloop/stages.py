@@ -228,7 +228,7 @@ def judge(
     def make(found: Sequence[SampleGroup]) -> Iterator[JudgedGroup]:
         groups = [_with_gold(g) for g in found] if named.with_gold else found
         verdicts = named.judge(groups, context)
-        return (_judged(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True))
+        return (judged_group(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True))
 
     return write_parts(run, opened, samples.stored_parts(), make, "judge")
 
@@ -239,7 +239,8 @@ def _with_gold(group: SampleGroup) -> SampleGroup:
     return replace(group, completions=(*group.completions, gold_completion(group.prompt)))
 
 
-def _judged(group: SampleGroup, verdict: Verdict, judge_name: str) -> JudgedGroup:
+def judged_group(group: SampleGroup, verdict: Verdict, judge_name: str) -> JudgedGroup:
+    """Return the group with its verdict."""
     return JudgedGroup(
         prompt=group.prompt,
         completions=group.completions,

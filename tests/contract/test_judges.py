@@ -36,6 +36,8 @@ ARGUMENTS = {
     "verifier": lambda folder: {"mode": "exact"},
     "llm": lambda folder: {"model": "judge", "base_url": ScriptedEndpoint(comparer).start().url, "mode": "compare"},
     "reward_model": lambda folder: {"path": tiny_classifier(folder / "classifier")},
+    "preference_model": lambda folder: {"path": str(save_tiny_policy(folder / "reader", seed=3))},
+    "ensemble": lambda folder: {"judges": ({"kind": "lexicon"}, {"kind": "verifier", "mode": "exact"})},
     "implicit_reward": lambda folder: {
         "policy": str(save_tiny_policy(folder / "policy", seed=1)),
         "reference": str(save_tiny_policy(folder / "reference", seed=2)),

@@ -1,16 +1,20 @@
 """Every way in which an endpoint can fail: a label is right or there is none, and nothing is paid for twice."""
 
+import io
 import logging
+import re
 import threading
 import time
 from email.utils import formatdate
 from queue import SimpleQueue
 
 import pytest
+from rich.console import Console
 
 import prefloop.endpoint as endpoint_module
+from prefloop.console import ConsoleProgress, telling
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judge import _llm_endpoint
+from prefloop.judge import _llm_asking, _llm_endpoint
 from prefloop.judge.llm import Llm
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Message, PolicyRef, Prompt, SampleGroup, prompt_id
@@ -310,7 +314,8 @@ def test_a_missing_key_or_package_is_told_before_any_work(monkeypatch):
 
 def test_a_thousand_verdicts_at_concurrency_32_and_none_twice(tmp_path):
     groups = [group_of(f"question {i}", *(f"answer {i} {j}" for j in range(4))) for i in range(250)]
-    fields = {"store": str(tmp_path / "verdicts.sqlite"), "concurrency": 32}
+    # A machine that does much else must not take a slow reply for a lost one.
+    fields = {"store": str(tmp_path / "verdicts.sqlite"), "concurrency": 32, "timeout": 60.0}
     with ScriptedEndpoint(grader, delay=0.05) as endpoint:
         judged(endpoint)  # the client is imported
         endpoint.requests.clear()
@@ -385,6 +390,22 @@ def test_budgets_stop_the_judge_and_what_was_paid_for_stays(tmp_path):
         verdicts = judged(endpoint, groups, store=store, max_calls=20)
         assert verdicts[0].scores == tastes(groups[0])
         assert len(endpoint.requests) == 20
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_rate_is_shown_with_the_time_that_is_left(monkeypatch, terminal):
+    monkeypatch.setattr(_llm_asking, "EVERY", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    progress = ConsoleProgress(console)
+    with ScriptedEndpoint(grader) as endpoint, telling(progress):
+        progress.start("judge", 2, "rows")
+        judged(endpoint)
+        shown = console.file.getvalue()
+        if terminal:
+            (task,) = progress._bar.tasks
+            shown = task.fields["note"]
+        progress.finish()
+    assert re.search(r"judge: \d of 8 replies, [\d.]+ a second, \d+ s left, \d+ tokens so far", shown)
 
 
 def test_draws_have_seeds_that_follow_from_run_question_and_repeat():

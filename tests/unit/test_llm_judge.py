@@ -143,6 +143,8 @@ def test_images_are_not_judged_by_a_reader_of_texts():
         ({"max_tokens_total": 0}, "judge.max_tokens_total"),
         ({"scale": (5, 5)}, r"judge\.scale: must be two whole numbers .* the lower first"),
         ({"scale": (0, 10**12)}, "judge.scale"),
+        ({"scale": (1, 10)}, r"judge\.scale: template additive asks for 0 to 5, got \[1, 10\]"),
+        ({"scale": (0, 5), "template": "ten"}, r"judge\.scale: template ten asks for 1 to 10"),
         ({"scale": (0, 5), "mode": "compare"}, r"judge\.scale: only judge\.mode=grade has it"),
         ({"criteria": ("reason",)}, "judge.criteria"),
         ({"criteria": ("a=b",)}, "judge.criteria"),

@@ -2,7 +2,9 @@
 
 A verdict names the better of two completions, by `first` or `second` of `options` (default 1 and 2: the completion, not
 the place where it was shown), or is `TIE`, or is `None` where the judge gave none. Shares, rates and biases are in %
-(0–100) or percentage points, kappas are numbers ≤ 1; intervals are over items, one item for each prompt.
+(0–100) or percentage points, kappas are numbers ≤ 1. Intervals are over items; where a prompt has several, `clusters`
+gives the prompt of each item: then intervals are over prompts, `n` counts them, and each weighs as much as the others
+(in a kappa: as much as it has items).
 
 Kappa: J. Cohen (1960, Educ. Psychol. Meas. 20(1), 37–46); J. L. Fleiss (1971, Psychol. Bull. 76(5), 378–382). Both
 compare agreement with what the raters' habits alone would give: 0 is chance, 1 is perfect.
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.bootstrap import FloatArray, paired_bootstrap
@@ -28,6 +31,7 @@ OPTIONS: tuple[Hashable, Hashable] = (1, 2)
 _SPAN = (-100.0, 100.0)
 
 Verdicts = Sequence[Hashable]
+Clusters = Sequence[Hashable] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def both_orders(
     )
 
 
-def accuracy(verdicts: Verdicts, labels: Verdicts, *, seed: int = 0) -> Metric:
+def accuracy(verdicts: Verdicts, labels: Verdicts, *, clusters: Clusters = None, seed: int = 0) -> Metric:
     """Return how many verdicts are the label, %; no verdict (`None`) is not right.
 
     Raises:
@@ -95,10 +99,10 @@ def accuracy(verdicts: Verdicts, labels: Verdicts, *, seed: int = 0) -> Metric:
     if any(label is None for label in labels):
         raise DataError("agreement: an item without a label cannot be right or wrong; leave it out")
     right = np.array([v == label for v, label in zip(verdicts, labels, strict=True)], float)
-    return _share(right, "right verdicts", seed)
+    return _share(prompt_means(right, clusters), "right verdicts", seed)
 
 
-def cohen_kappa(first: Verdicts, second: Verdicts, *, seed: int = 0) -> Metric:
+def cohen_kappa(first: Verdicts, second: Verdicts, *, clusters: Clusters = None, seed: int = 0) -> Metric:
     """Return Cohen's kappa of two raters over any categories; items that either left out (`None`) do not count.
 
     Raises:
@@ -110,17 +114,19 @@ def cohen_kappa(first: Verdicts, second: Verdicts, *, seed: int = 0) -> Metric:
 
     """
     _paired([first, second])
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    given = _one_hot(both)  # [item rater category]
+    kept = [place for place, pair in enumerate(zip(first, second, strict=True)) if None not in pair]
+    given = _one_hot([(first[place], second[place]) for place in kept])  # [item rater category]
     agree = (given[:, 0] * given[:, 1]).sum(-1)
-    return _kappa(agree, given[:, 0], given[:, 1], "Cohen's kappa", seed)
+    where = None if clusters is None else [clusters[place] for place in kept]
+    return _kappa(agree, (given[:, 0], given[:, 1]), "Cohen's kappa", seed, where)
 
 
-def fleiss_kappa(ratings: Sequence[Verdicts], *, seed: int = 0) -> Metric:
+def fleiss_kappa(ratings: Sequence[Verdicts], *, clusters: Clusters = None, seed: int = 0) -> Metric:
     """Return Fleiss' kappa of several raters, who need not be the same for each item.
 
     Args:
         ratings: for each item, the category that each of its raters gave; as many raters for each item.
+        clusters: the prompt of each item. Default: each has a prompt of its own.
         seed: of the bootstrap.
 
     Raises:
@@ -140,11 +146,16 @@ def fleiss_kappa(ratings: Sequence[Verdicts], *, seed: int = 0) -> Metric:
         )
     shares = _one_hot(ratings).mean(axis=1)  # [item category]
     agree = (raters * (shares**2).sum(-1) - 1) / (raters - 1)
-    return _kappa(agree, shares, shares, f"Fleiss' kappa, {raters} ratings an item", seed)
+    return _kappa(agree, (shares, shares), f"Fleiss' kappa, {raters} ratings an item", seed, clusters)
 
 
 def order_flip_rate(
-    ab: Verdicts, ba: Verdicts, *, options: tuple[Hashable, Hashable] = OPTIONS, seed: int = 0
+    ab: Verdicts,
+    ba: Verdicts,
+    *,
+    options: tuple[Hashable, Hashable] = OPTIONS,
+    clusters: Clusters = None,
+    seed: int = 0,
 ) -> Metric:
     """Return for how many items the verdict changes with the order shown, %, of those judged in both orders.
 
@@ -155,11 +166,19 @@ def order_flip_rate(
 
     """
     _checked([ab, ba], options)
-    flips = np.array([a != b for a, b in _decided(ab, ba)], float)
-    return _share(flips, "verdict changes with the order, of items judged in both", seed)
+    decided, where = _decided(ab, ba, clusters)
+    flips = np.array([a != b for a, b in decided], float)
+    return _share(prompt_means(flips, where), "verdict changes with the order, of items judged in both", seed)
 
 
-def position_bias(ab: Verdicts, ba: Verdicts, *, options: tuple[Hashable, Hashable] = OPTIONS, seed: int = 0) -> Metric:
+def position_bias(
+    ab: Verdicts,
+    ba: Verdicts,
+    *,
+    options: tuple[Hashable, Hashable] = OPTIONS,
+    clusters: Clusters = None,
+    seed: int = 0,
+) -> Metric:
     """Return how much more than half of its wins the judge gives to what is shown first, points, −50 to 50.
 
     Every item counts in both orders, so which completion is better cancels; a tie is half a win. Items without a
@@ -175,8 +194,9 @@ def position_bias(ab: Verdicts, ba: Verdicts, *, options: tuple[Hashable, Hashab
     """
     _checked([ab, ba], options)
     one, two = options
-    to_first = [(_win(a, one) + _win(b, two)) / 2 for a, b in _decided(ab, ba)]
-    return _points(100 * np.array(to_first) - 50, (-50.0, 50.0), "wins of the place shown first, less 50", seed)
+    decided, where = _decided(ab, ba, clusters)
+    to_first = prompt_means(np.array([(_win(a, one) + _win(b, two)) / 2 for a, b in decided]), where)
+    return _points(100 * to_first - 50, (-50.0, 50.0), "wins of the place shown first, less 50", seed)
 
 
 def length_bias(
@@ -185,6 +205,7 @@ def length_bias(
     other_length: Sequence[float] | FloatArray,
     truth: Sequence[float] | FloatArray | None = None,
     *,
+    clusters: Clusters = None,
     seed: int = 0,
 ) -> Metric:
     """Return how much more often the longer completion wins than it should, points.
@@ -197,6 +218,7 @@ def length_bias(
         other_length: of the other one, in the same unit.
         truth: the preference of people, or of another judge, on the same items. Default: longer completions should win
             half; then a bias also appears where they are in truth better.
+        clusters: the prompt of each item. Default: each has a prompt of its own.
         seed: of the bootstrap.
 
     Raises:
@@ -206,21 +228,29 @@ def length_bias(
     judged = unit_values(preference, "preference")
     sign = np.sign(_numbers(length, len(judged), "length") - _numbers(other_length, len(judged), "other_length"))
     should = np.full(len(judged), 0.5) if truth is None else _same(unit_values(truth, "truth"), len(judged))
-    excess = (100 * sign * (judged - should))[sign != 0]
+    uneven = sign != 0
+    excess = (100 * sign * (judged - should))[uneven]
     if not len(excess):
         raise DataError("agreement: no item has completions of different length, so there is no length bias to measure")
+    if clusters is not None:
+        excess = prompt_means(excess, [where for where, kept in zip(clusters, uneven, strict=True) if kept])
     against = "half" if truth is None else "the truth given"
     return _points(excess, _SPAN if truth is not None else (-50.0, 50.0), f"wins of the longer, less {against}", seed)
 
 
 def self_preference(
-    preference: Sequence[float] | FloatArray, truth: Sequence[float] | FloatArray, *, seed: int = 0
+    preference: Sequence[float] | FloatArray,
+    truth: Sequence[float] | FloatArray,
+    *,
+    clusters: Clusters = None,
+    seed: int = 0,
 ) -> Metric:
     """Return how much more a judge prefers its own completions than others do, points.
 
     Args:
         preference: the judge's, in [0, 1], for the completion of the judge's own model.
         truth: for the same completions, by people or by a judge of another model.
+        clusters: the prompt of each item. Default: each has a prompt of its own.
         seed: of the bootstrap.
 
     Raises:
@@ -229,14 +259,15 @@ def self_preference(
     """
     judged = unit_values(preference, "preference")
     excess = 100 * (judged - _same(unit_values(truth, "truth"), len(judged)))
-    return _points(excess, _SPAN, "preference for its own completions, less that of others", seed)
+    means = prompt_means(excess, clusters)
+    return _points(means, _SPAN, "preference for its own completions, less that of others", seed)
 
 
 def score_saturation(
     scores: Sequence[float | None],
     top: float,
     *,
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Clusters = None,
     seed: int = 0,
 ) -> Metric:
     """Return how many scores are the best that the judge can give, %: there it no longer tells good from better.
@@ -287,20 +318,40 @@ def _one_hot(ratings: Sequence[Verdicts]) -> FloatArray:
     return given
 
 
-def _kappa(agree: FloatArray, one: FloatArray, two: FloatArray, what: str, seed: int) -> Metric:
-    """Return (agreement − chance) / (1 − chance). `agree` [item]; chance: mean `one` × mean `two` [item category]."""
+def _kappa(
+    agree: FloatArray, raters: tuple[FloatArray, FloatArray], what: str, seed: int, clusters: Clusters
+) -> Metric:
+    """Return (agreement − chance) / (1 − chance) over items; chance is Σ_k mean `raters[0]` × mean `raters[1]`.
 
-    def kappa(items: FloatArray) -> FloatArray:
-        drawn = items.astype(np.intp)
-        shares = ((one[:, k][drawn].mean(-1), two[:, k][drawn].mean(-1)) for k in range(one.shape[1]))
+    `agree` is `[item]`, a rater `[item category]`. Sums for each prompt are what is resampled.
+    """
+    where = _places(len(agree), clusters)
+    items = np.bincount(where).astype(np.float64)  # [prompt]
+    agreed = np.bincount(where, agree)
+    one, two = ([np.bincount(where, column) for column in rater.T] for rater in raters)
+
+    def kappa(prompts: FloatArray) -> FloatArray:
+        drawn = prompts.astype(np.intp)
+        count = items[drawn].sum(-1)
+        shares = ((a[drawn].sum(-1) / count, b[drawn].sum(-1) / count) for a, b in zip(one, two, strict=True))
         room = 1 - np.asarray(sum(a * b for a, b in shares))
         # A resample in which habit explains everything shows no agreement beyond it: 0.
-        beyond = (agree[drawn].mean(-1) - 1 + room) / np.maximum(room, 1e-12)
+        beyond = (agreed[drawn].sum(-1) / count - 1 + room) / np.maximum(room, 1e-12)
         found: FloatArray = np.where(room > 1e-12, beyond, 0.0)
         return found
 
-    interval = paired_bootstrap(np.arange(len(agree), dtype=np.float64), kappa, seed=seed)
+    interval = paired_bootstrap(np.arange(len(items), dtype=np.float64), kappa, seed=seed)
     return Metric(interval.value, interval.low, interval.high, interval.n, "kappa", _few(what, interval.n))
+
+
+def _places(count: int, clusters: Clusters) -> NDArray[np.intp]:
+    """Return the number of each item's prompt, in order of first appearance."""
+    if clusters is None:
+        return np.arange(count)
+    if len(clusters) != count:
+        raise DataError(f"agreement: {count} items have {len(clusters)} prompts; give one for each")
+    places: dict[Hashable, int] = {}
+    return np.array([places.setdefault(name, len(places)) for name in clusters])
 
 
 def _paired(lists: Sequence[Verdicts]) -> None:
@@ -323,11 +374,14 @@ def _checked(lists: Sequence[Verdicts], options: tuple[Hashable, Hashable]) -> N
                 )
 
 
-def _decided(ab: Verdicts, ba: Verdicts) -> list[tuple[Hashable, Hashable]]:
-    both = [(a, b) for a, b in zip(ab, ba, strict=True) if a is not None and b is not None]
-    if not both:
+def _decided(ab: Verdicts, ba: Verdicts, clusters: Clusters) -> tuple[list[tuple[Hashable, Hashable]], Clusters]:
+    """Return the items with a verdict in both orders, and their prompts."""
+    kept = [place for place, pair in enumerate(zip(ab, ba, strict=True)) if None not in pair]
+    if not kept:
         raise DataError("agreement: no item has a verdict in both orders; judge the pairs in both orders first")
-    return both
+    if clusters is not None and len(clusters) != len(ab):
+        raise DataError(f"agreement: {len(ab)} items have {len(clusters)} prompts; give one for each")
+    return [(ab[i], ba[i]) for i in kept], None if clusters is None else [clusters[i] for i in kept]
 
 
 def _win(verdict: Hashable, option: Hashable) -> float:

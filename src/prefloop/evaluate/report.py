@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
 from prefloop.errors import DataError
 from prefloop.evaluate.displacement_charts import displacement_charts
+from prefloop.evaluate.judging import tables
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
 from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, samples
 from prefloop.evaluate.report_origins import origin_table
@@ -129,6 +130,7 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "samples": samples(start, judged.get(shown, [])),
         "pairs": {n: few for n, few in pairs.items() if few},
         "origins": origin_table(rounds),
+        "judging": tables(summary.get("judging") or {}),
         "displacement": [(e["round"], e["displacement"]) for e in _ends(rounds, _LISTED) if "displacement" in e],
         "displacement_charts": displacement_charts(
             [(e["round"], e["displacement"]) for e in rounds if "displacement" in e]

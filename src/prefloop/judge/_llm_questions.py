@@ -111,7 +111,7 @@ def verdict_of(asked: Asked, answers: Sequence[Answer], mode: str) -> Verdict:
     if asked.refusal:
         count = len(asked.group.completions)
         return Verdict((None,) * count, (f"no verdict: {asked.refusal}",) * count)
-    return _graded(asked, answers) if mode == "grade" else _compared(asked, answers)
+    return _graded(asked, answers) if mode == "grade" else compared(asked.same, tallies(asked.shown, answers))
 
 
 def _graded(asked: Asked, answers: Sequence[Answer]) -> Verdict:
@@ -175,27 +175,27 @@ def _first_wins(value: str | tuple[int, ...], a: int, b: int) -> float:
     return 0.5 if value[a] == value[b] else float(value[a] < value[b])
 
 
-def _compared(asked: Asked, answers: Sequence[Answer]) -> Verdict:
-    found = tallies(asked.shown, answers)
+def compared(same: Sequence[int], found: Mapping[tuple[int, int], Tally]) -> Verdict:
+    """Return what the votes on every two different texts say of a group; `same` as in `Asked`."""
 
     def beats(i: int, j: int) -> float | None:
-        first, second = asked.same[i], asked.same[j]
+        first, second = same[i], same[j]
         if first == second:
             return 0.5
         probability = found[min(first, second), max(first, second)].win_prob
         return 1.0 - probability if probability is not None and first > second else probability
 
-    everyone = range(len(asked.same))
+    everyone = range(len(same))
     scores: list[float | None] = []
     notes: list[str | None] = []
     for i in everyone:
         known = [p for p in (beats(i, j) for j in everyone if j != i) if p is not None]
         scores.append(fmean(known) if known else None)
-        mine = [tally for pair, tally in found.items() if asked.same[i] in pair]
+        mine = [tally for pair, tally in found.items() if same[i] in pair]
         notes.append(_note(mine, len(known)))
     table = [[0.5 if i == j else beats(i, j) for j in everyone] for i in everyone]
     rows = [tuple(p for p in row if p is not None) for row in table]
-    whole = all(len(row) == len(asked.same) for row in rows)
+    whole = all(len(row) == len(same) for row in rows)
     return Verdict(tuple(scores), tuple(notes), tuple(rows) if whole else None)
 
 

@@ -207,3 +207,37 @@ def _json(values: Sequence[float] | None) -> str | None:
 
 def _tuple(text: str | None) -> tuple[int, ...] | None:
     return None if text is None else tuple(json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """A stored verdict that compared texts. `values` are those of its form: a letter or `tie`, or the places."""
+
+    judge: str
+    mode: str
+    template: str
+    prompt_id: str
+    shown: tuple[str, ...]
+    repeat: int
+    values: tuple[object, ...]
+
+
+def comparisons_in(path: Path) -> list[Filed]:
+    """Return the verdicts of comparisons and rankings in a file of replies, oldest first, without changing it.
+
+    Raises:
+        DataError: the file cannot be read.
+
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(
+                "select judge, mode, template, prompt_id, shown, repeat, verdict from replies "
+                "where mode in ('compare', 'rank') and verdict is not null order by at, key"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: cannot be read as a store of verdicts ({error})") from error
+    return [
+        Filed(judge, mode, template, prompt, tuple(json.loads(shown)), repeat, tuple(json.loads(verdict)))
+        for judge, mode, template, prompt, shown, repeat, verdict in rows
+    ]

@@ -25,6 +25,8 @@ POLICY = "policy"
 """What `model` is called to let the round's own policy judge."""
 FILE = "verdicts.sqlite"
 """Name of the store in `RoundContext.scratch`."""
+WORDED = ("additive", "ten", "step")
+"""Templates whose words name their lowest and highest grade."""
 SCALES = {"additive": (0, 5), "ten": (1, 10), "criteria": (1, 5), "step": (0, 1)}
 """Lowest and highest grade of prefloop's own templates."""
 _CRITERION = re.compile(r"[A-Za-z][A-Za-z0-9 -]{0,39}")
@@ -68,8 +70,8 @@ class Llm:
     """additive, ten, criteria or, for `locator`, step for `grade`; or a text file of your own. Default: additive, or
     criteria where `criteria` is set; compare; rank."""
     scale: tuple[int, int] | None = None
-    """grade: lowest and highest whole grade. Default: that of the template, (0, 5) additive, (1, 10) ten, (1, 5)
-    criteria, (0, 1) step; a file of your own needs one."""
+    """grade: lowest and highest whole grade, for criteria and for a file of your own, which needs one. Default: that of
+    the template, (0, 5) additive, (1, 10) ten, (1, 5) criteria, (0, 1) step; the words of the others say theirs."""
     criteria: tuple[str, ...] = ()
     """grade: names, or `name: what it means`; each gets a grade of its own and the score is their mean."""
     reply: Literal["auto", "json", "text"] = "auto"
@@ -176,12 +178,24 @@ class Llm:
         """Whether it is another judge in every round, and so no judge of held-out prompts."""
         return self.model == POLICY and self.base_url is None
 
+    @property
+    def top_score(self) -> float | None:
+        """The best grade; `None` where completions are compared."""
+        named = self.template or ("criteria" if self.criteria else "additive")
+        return float((self.scale or SCALES[named])[1]) if self.mode == "grade" else None
+
     def _templates(self) -> tuple[Template, Template | None]:
         """Read the templates anew: a file may have been edited since."""
         named = self.template or {"grade": "criteria" if self.criteria else "additive"}.get(self.mode, self.mode)
         template = load_template(named, self.mode)
         if self.mode == "grade" and self.scale is None and named not in SCALES:
             raise ConfigError(f"judge.scale: not set; template {named} needs its lowest and highest grade, say [1, 10]")
+        if self.scale is not None and named in WORDED and self.scale != SCALES[named]:
+            low, high = SCALES[named]
+            raise ConfigError(
+                f"judge.scale: template {named} asks for {low} to {high}, got {list(self.scale)}; leave it out, or "
+                "name a template of your own"
+            )
         if ("criteria" in template.placeholders) != bool(self.criteria):
             raise ConfigError(
                 f"judge.criteria: template {named} has no {{{{criteria}}}} to name them; choose another"

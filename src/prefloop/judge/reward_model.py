@@ -78,9 +78,9 @@ class RewardModel:
         device = choose_device(self.device)
         with quiet():
             tokenizer = load_tokenizer(folder)
-            model = _load_model(folder, choose_dtype(self.precision, device)).to(device).eval()
+            model = load_classifier(folder, choose_dtype(self.precision, device)).to(device).eval()
         return Classifier(
-            model, tokenizer, _label(model, self.label, folder), _limit(model, tokenizer, self.max_length, folder)
+            model, tokenizer, _label(model, self.label, folder), longest_text(model, tokenizer, self.max_length, folder)
         )
 
     def __call__(self, groups: Sequence[SampleGroup], context: RoundContext) -> list[Verdict]:
@@ -93,7 +93,7 @@ class RewardModel:
         rows = [self._encode(group.prompt, completion) for group in groups for completion in group.completions]
         notes = [note for _, note in rows]
         scores: list[float | None] = [None] * len(rows)
-        for batch in _batches([ids for ids, _ in rows], self.batch_tokens):
+        for batch in batches_of([ids for ids, _ in rows], self.batch_tokens):
             logits = _logits(self.classifier, [rows[index][0] for index in batch])
             for index, logit in zip(batch, logits, strict=True):
                 if logit.isfinite():
@@ -131,7 +131,13 @@ class RewardModel:
         return str(tokenizer.apply_chat_template(messages, tokenize=False)), True
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_classifier(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a trained sequence classifier from safetensors.
+
+    Raises:
+        DataError: the folder holds none, or one without a trained head.
+
+    """
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -166,7 +172,15 @@ def _label(model: PreTrainedModel, label: int | str | None, folder: Path) -> int
     return found[0]
 
 
-def _limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, folder: Path) -> int | None:
+def longest_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None, folder: Path
+) -> int | None:
+    """Return the most tokens of one text, `wanted` where given; `None`: no limit is known.
+
+    Raises:
+        ConfigError: `wanted` is more than the model takes.
+
+    """
     positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Tokenizers without a limit say a number near 1e30.
     known = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < 10**9]
@@ -175,7 +189,7 @@ def _limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: i
     return wanted if wanted is not None else min(known, default=None)
 
 
-def _batches(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+def batches_of(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Yield the indices of rows that go together: the longest first, so that too large a budget fails at once."""
     batch: list[int] = []
     for index in sorted((i for i, row in enumerate(rows) if row), key=lambda i: (-len(rows[i]), i)):
@@ -187,10 +201,14 @@ def _batches(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-@torch.inference_mode()
 def _logits(classifier: Classifier, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return the chosen logit of each row, float32 on the CPU. Rows are padded on the right and masked."""
-    model = classifier.model
+    """Return the chosen logit of each row, float32 on the CPU."""
+    return all_logits(classifier.model, rows)[:, classifier.label]
+
+
+@torch.inference_mode()
+def all_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the logits `[row label]`, float32 on the CPU. Rows are padded on the right and masked."""
     config = model.config.get_text_config()
     had_pad = config.pad_token_id is not None
     if not had_pad:
@@ -206,8 +224,8 @@ def _logits(classifier: Classifier, rows: Sequence[Sequence[int]]) -> torch.Tens
     finally:
         if not had_pad:
             config.pad_token_id = None
-    chosen: torch.Tensor = logits[:, classifier.label].float().cpu()
-    return chosen
+    found: torch.Tensor = logits.float().cpu()
+    return found
 
 
 def _verdicts(

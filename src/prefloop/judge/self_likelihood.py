@@ -1,16 +1,13 @@
 """The policy judges its own completions by how likely it finds a good word after them, against a bad one."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-import torch
-
-from prefloop.errors import ConfigError, DataError
-from prefloop.models.causal_lm import CausalLM, encode_completion, encode_prompt, load, quiet
-from prefloop.models.logps import TokenGroup, completion_logps
+from prefloop.errors import ConfigError
+from prefloop.judge._odds import Logps, log_odds, word_ids, word_logps
+from prefloop.models.causal_lm import CausalLM, encode_prompt, load, quiet
 from prefloop.protocols import RoundContext
 from prefloop.rows import (
     TRAIN,
@@ -117,23 +114,13 @@ class SelfLikelihood:
 
     def _answers(self, lm: CausalLM, shown: Sequence[tuple[Message, ...]], question: str) -> list["_Answer | None"]:
         """Return what the policy answers to `question` after each of `shown`; `None` where that is too long."""
-        words = tuple(tuple(encode_completion(lm.tokenizer, word, stop=False)) for word in (self.good, self.bad))
-        if not all(words) or words[0] == words[1]:
-            raise DataError(f"{lm.path}: the tokenizer has the same tokens for {self.good!r} and {self.bad!r}")
+        words = word_ids(lm, (self.good, self.bad))
         asked = [_asked(messages, question) for messages in shown]
-        groups = [TokenGroup(_encoded(lm, messages), words) for messages in asked]
-        longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        fitting = [index for index, group in enumerate(groups) if longest is None or _length(group) <= longest]
-        fitting.sort(key=lambda index: _length(groups[index]))
-        found: list[_Answer | None] = [None] * len(asked)
-        for batch in _batches(fitting, groups, self.batch_tokens):
-            with torch.no_grad():
-                logps = completion_logps(lm.model, [groups[index] for index in batch])
-            rows = [tuple(row[mask].tolist()) for row, mask in zip(logps.token_logps, logps.mask, strict=True)]
-            for place, index in enumerate(batch):
-                answer = _Answer(asked[index], words, (rows[2 * place], rows[2 * place + 1]))
-                found[index] = answer if math.isfinite(answer.log_odds) else None
-        return found
+        logps = word_logps(lm, [_encoded(lm, messages) for messages in asked], words, self.batch_tokens)
+        return [
+            None if found is None else _Answer(messages, words, found)
+            for messages, found in zip(asked, logps, strict=True)
+        ]
 
     def _verdict(self, found: Sequence["_Answer | None"], rated: Sequence["_Answer | None"], source: str) -> Verdict:
         scores = tuple(None if answer is None else answer.log_odds for answer in found)
@@ -161,12 +148,12 @@ class _Answer:
 
     messages: tuple[Message, ...]
     words: tuple[tuple[int, ...], ...]
-    logps: tuple[tuple[float, ...], tuple[float, ...]]
+    logps: Logps
 
     @property
     def log_odds(self) -> float:
         """log π(good) − log π(bad), nats."""
-        return math.fsum(self.logps[0]) - math.fsum(self.logps[1])
+        return log_odds(self.logps)
 
     def judgement(self, side: int, word: str, source: str) -> Completion:
         """Return the good word (side 0) or the bad one (side 1) as what the policy `source` has said."""
@@ -197,19 +184,3 @@ def _asked(shown: tuple[Message, ...], question: str) -> tuple[Message, ...]:
 def _encoded(lm: CausalLM, messages: tuple[Message, ...]) -> tuple[int, ...]:
     with quiet():  # the tokenizer warns of a text that is too long, which then is not asked about
         return tuple(encode_prompt(lm.tokenizer, Prompt(prompt_id(messages), messages, None, TRAIN, "judge")))
-
-
-def _length(group: TokenGroup) -> int:
-    return len(group.context) + max(map(len, group.completions))
-
-
-def _batches(indices: Sequence[int], groups: Sequence[TokenGroup], budget: int) -> Iterator[list[int]]:
-    """Yield runs of `indices`, the shortest first, in which two rows of the longest length for each fit the budget."""
-    batch: list[int] = []
-    for index in indices:
-        if batch and 2 * (len(batch) + 1) * _length(groups[index]) > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -9,9 +9,9 @@ Source: Self-Rewarding Language Models, Yuan et al. 2024, arXiv 2401.10020. No c
         π_{t+1} = argmin DPO(π; reference π_t, pairs)
 
 Departs from the source: the first policy is yours and is not tuned here on instructions and on examples of judging, so
-bring one that can follow a rubric; prompts are yours too, and none are written by the policy; the rubric is in our
-words; the gate decides with another judge, `eval_judge`, whether a round is promoted, because a policy that judges
-itself can raise its own scores.
+bring one that can follow a rubric; prompts are yours too, though `prefloop new-prompts` lets a policy write more in
+their manner before a run; the rubric is in our words; the gate decides with another judge, `eval_judge`, whether a
+round is promoted, because a policy that judges itself can raise its own scores.
 
 How sure: 4 completions, 3 grades, the additive scale, best against worst without ties, DPO with beta 0.1: second-hand,
 as are temperature and top-p. The learning rate is recalled. Not found, and ours: prompts a round, pairs a step, epochs.
