@@ -207,6 +207,9 @@ def evaluate(
     revisions: Annotated[
         str, typer.Option(help="Numbers of self-revisions to compare, as 0,1,2,3. Default: the run's own sampling.")
     ] = "",
+    beams: Annotated[
+        str, typer.Option(help="Numbers of beams to compare, as 1,2,4,8: search by the policy's likelihood.")
+    ] = "",
     lm_eval: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
 ) -> None:
@@ -221,11 +224,10 @@ def evaluate(
         console.print(tasks_table(evaluate_tasks(recipe, _listed(lm_eval, str, "--lm-eval"))))
         return
     root = out or Path("runs") / f"evaluate-{target.resolve().name}"
+    numbers = (_listed(revisions, int, "--revisions"), _listed(beams, int, "--beams"))
     with _bars() as (progress, stop):
-        rows = measure(recipe, root, _listed(revisions, int, "--revisions"), progress=progress, stop=stop)
-    names = ["the run's own" if row.revisions is None else f"revised {row.revisions} times" for row in rows]
-    found = [(name, row.found.metrics) for name, row in zip(names, rows, strict=True)]
-    console.print(evaluation_table(found, names[0]))
+        rows = measure(recipe, root, *numbers, progress=progress, stop=stop)
+    console.print(evaluation_table([(row.label, row.found.metrics) for row in rows], rows[0].label))
     console.print(f"results      {root / 'evaluation.json'}", markup=False, highlight=False, soft_wrap=True)
 
 
