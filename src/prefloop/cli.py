@@ -232,6 +232,57 @@ def evaluate(
 
 
 @app.command()
+def credit(
+    target: Annotated[Path, typer.Argument(help="A run's folder, or a policy's folder with --reference and --data.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the reference. Default: the round's own.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File with prompt and completion, or chosen and rejected, in each row.")
+    ] = None,
+    of: Annotated[
+        str, typer.Option(help="What of a run: pairs, or holdout (this policy's and the first's).")
+    ] = "pairs",
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="Default: the best policy's, or the last.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Default: the loss's, or 1.")] = None,
+    limit: Annotated[int, typer.Option(help="Prompts to show, spread evenly over a run's.")] = 8,
+    steps: Annotated[
+        str, typer.Option(help="What ends a step: lines, sentences, labels, a regular expression, or none.")
+    ] = "lines",
+    center: Annotated[
+        bool, typer.Option("--center", help="Colours without the mean of all completions at the same position.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="The page. Default: RUN/credit.html, or credit.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show which tokens a policy likes better than its reference: credit maps of completions. See docs/credit.md."""
+    from prefloop.artifact import write_text
+    from prefloop.credit import Asked
+    from prefloop.credit import credit as find_credit
+    from prefloop.evaluate.credit_page import credit_page
+    from prefloop.evaluate.credit_terminal import credit_lines
+
+    found, groups = find_credit(
+        Asked(target, reference, data, of, round_number, beta, limit=limit, steps=steps, center=center)
+    )
+    page = html or (target if (target / "summary.json").is_file() else Path()) / "credit.html"
+    write_text(page, credit_page(found, groups))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for line in credit_lines(groups, found["scale"], few_colours=console.color_system == "standard"):
+        console.print(line, soft_wrap=True, highlight=False)
+    ends = f"{found['scale']:.3g}"
+    console.print(f"beta {found['beta']:g} ({found['beta_from']}), colours to ±{ends}", markup=False, highlight=False)
+    for note in (*found["notes"], found["caveat"]):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True, style="dim")
+    console.print(found["headline"], style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page         {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def compare(
     targets: Annotated[
         list[str], typer.Argument(help="Methods, recipe files or folders of finished runs; and key=value for all.")

@@ -117,8 +117,8 @@ def _variants(recipe: Recipe, sampler: Any, revisions: Sequence[int], beams: Seq
         return _revising(kind, sampler, revisions)
     if isinstance(sampler, Guided) and not sampler.reference:
         raise ConfigError(
-            "eval_sampler.reference: not set; a policy that is measured by itself has no first policy of a run, so name "
-            "the model that it was trained against"
+            "eval_sampler.reference: not set; a policy that is measured by itself has no first policy of a run, so "
+            "name the model that it was trained against"
         )
     return [_Variant("plain", Draw(sampler, key_of(sampler, kind)))]
 
