@@ -291,6 +291,9 @@ def compare(
     sweep: Annotated[
         list[str] | None, typer.Option(help="key=value,value: every method with every value; more may follow.")
     ] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="File of prompts of another distribution, to measure every method on too.")
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="equal: as many samples and updates for each. own: each recipe's own.")
     ] = "equal",
@@ -303,16 +306,18 @@ def compare(
     from prefloop.compare import compare as compare_all
     from prefloop.compare import read_asked
     from prefloop.evaluate.compare_report import PAGE
-    from prefloop.evaluate.compare_words import leaderboard
+    from prefloop.evaluate.compare_words import leaderboard, robustness
     from prefloop.evaluate.compare_words import markdown as as_markdown
 
-    asked = read_asked(targets, sweep or [], seeds, budget)
+    asked = read_asked(targets, sweep or [], seeds, budget, ood)
     with _bars(errors if as_json or markdown else console) as (progress, stop):
         found = compare_all(asked, out, redo=redo, progress=progress, stop=stop)
     if as_json or markdown:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else as_markdown(found))
         return
     console.print(leaderboard(found))
+    if (table := robustness(found)) is not None:
+        console.print(table)
     for warning in found["warnings"]:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print(found["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)
