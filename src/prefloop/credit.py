@@ -31,6 +31,8 @@ from prefloop.stages import completion_ids
 from prefloop.train.reference import score_reference
 
 NO_STEPS = "none"
+PART = "·"
+"""Stands for a token that is a part of a character; the character stands at its last part."""
 CAVEAT = (
     "A token's number is its reward plus the difference of values after and before it (potential-based shaping): many "
     "rewards give the same policy and the same numbers. What preferences identify are sums over whole completions of "
@@ -205,12 +207,18 @@ class _Work:
         text = row.completion.text
         decoding = Decoding(partial(decode_completion, self.lm.tokenizer, row.context), self.pieces)
         reach = reach_of(row.ids, text, decoding)
-        names = self.lm.tokenizer.convert_ids_to_tokens(list(row.ids))
         tokens = tuple(
-            TokenCredit(token, text[reach[i] : reach[i + 1]], str(names[i]), ours[i], theirs[i], rewards[i], rewards[i])
+            TokenCredit(
+                token, text[reach[i] : reach[i + 1]], self._label(token), ours[i], theirs[i], rewards[i], rewards[i]
+            )
             for i, token in enumerate(row.ids)
         )
         return Credit(row.name, text, row.score, tokens, self._steps(row, text, decoding, rewards))
+
+    def _label(self, token: int) -> str:
+        """Return what stands for a token without text: a special token's name, or a dot for a part of a character."""
+        special = token in self.lm.stop_ids or token in self.lm.tokenizer.all_special_ids
+        return str(self.lm.tokenizer.convert_ids_to_tokens(token)) if special else PART
 
     def _steps(self, row: _Row, text: str, decoding: Decoding, rewards: Sequence[float]) -> Any:
         if self.split == NO_STEPS:
