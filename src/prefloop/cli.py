@@ -274,6 +274,9 @@ def credit(
         return
     for line in credit_lines(groups, found["scale"], few_colours=console.color_system == "standard"):
         console.print(line, soft_wrap=True, highlight=False)
+    for name, at in found["estimates"].items():
+        value = f"{at['value']:+.3g} [{at['low']:.3g}, {at['high']:.3g}]".replace("-", "−")
+        console.print(f"{name.replace('_', ' ')}: {value}; {at['estimator']}", markup=False, highlight=False)
     ends = f"{found['scale']:.3g}"
     console.print(f"beta {found['beta']:g} ({found['beta_from']}), colours to ±{ends}", markup=False, highlight=False)
     for note in (*found["notes"], found["caveat"]):

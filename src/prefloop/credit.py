@@ -1,6 +1,6 @@
 """`prefloop credit`: token rewards and credit maps of completions, of a run or of a file, under any two models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from prefloop.artifact import read_json
 from prefloop.correct._splitting import Decoding, cut, reach_of, separator, step_ends
 from prefloop.credit_sources import Item, Models, of_file, of_run
 from prefloop.errors import ConfigError, DataError
+from prefloop.evaluate.bootstrap import paired_bootstrap
 from prefloop.evaluate.credit import (
     Credit,
     CreditGroup,
@@ -23,9 +24,10 @@ from prefloop.evaluate.credit import (
     step_sums,
     token_rewards,
 )
+from prefloop.evaluate.summary import metric_json
 from prefloop.ledger import SUMMARY
 from prefloop.models.causal_lm import CausalLM, decode_completion, encode_prompt, load
-from prefloop.rows import Completion, TokenizedPair
+from prefloop.rows import Completion, Metric, TokenizedPair
 from prefloop.sample._tokens import foreign_token
 from prefloop.stages import completion_ids
 from prefloop.train.reference import score_reference
@@ -78,7 +80,7 @@ def credit(asked: Asked) -> tuple[dict[str, Any], list[CreditGroup]]:
             "log-probs of a token cannot be compared. Name the model that the policy was trained against"
         )
     notes: list[str] = []
-    groups = _scored(asked, models, items, notes)
+    groups, estimates = _scored(asked, models, items, notes)
     if asked.center:
         groups = centred(groups)
     scale = shared_scale(groups)
@@ -96,6 +98,7 @@ def credit(asked: Asked) -> tuple[dict[str, Any], list[CreditGroup]]:
         "centred": asked.center,
         "caveat": CAVEAT,
         "notes": notes,
+        "estimates": estimates,
         "groups": [group_json(group) for group in groups],
     }
     return found, groups
@@ -156,7 +159,10 @@ class _Row:
         return TokenizedPair(self.name, self.context, self.ids, (), None, None, None, 1.0)
 
 
-def _scored(asked: Asked, models: Models, items: Iterator[Item], notes: list[str]) -> list[CreditGroup]:
+def _scored(
+    asked: Asked, models: Models, items: Iterator[Item], notes: list[str]
+) -> tuple[list[CreditGroup], dict[str, Any]]:
+    """Return the completions with their credit, and what the draws among them estimate."""
     kept = list(items)
     policy = load(models.policy.path, device=asked.device)
     reference = load(models.reference.path, device=asked.device)
@@ -172,11 +178,31 @@ def _scored(asked: Asked, models: Models, items: Iterator[Item], notes: list[str
         for lm in (policy, reference)
     )
     made: dict[int, list[Credit]] = {}
+    drawn: dict[str, list[float]] = {}
     work = _Work(policy, asked.steps, models.beta)
     for row, mine, other in zip(fitting, ours, theirs, strict=True):
-        made.setdefault(row.item, []).append(work.credit(row, mine, other))
+        found = work.credit(row, mine, other)
+        made.setdefault(row.item, []).append(found)
+        if kept[row.item].draws:
+            drawn.setdefault(row.completion.source, []).append(found.reward)
     prefixes = ["" if item.prefix is None else item.prefix.text for item in kept]
-    return [CreditGroup(kept[i].prompt.text, prefixes[i], tuple(credits)) for i, credits in made.items()]
+    groups = [CreditGroup(kept[i].prompt.text, prefixes[i], tuple(credits)) for i, credits in made.items()]
+    return groups, _estimates(models, drawn)
+
+
+def _estimates(models: Models, drawn: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return the mean reward of each model's own draws: divergences in either direction, times beta (eq. 16)."""
+    sides = (
+        ("reference_draws", models.reference.digest, "estimates −beta · KL(reference ‖ policy)"),
+        ("policy_draws", models.policy.digest, "estimates beta · KL(policy ‖ reference)"),
+    )
+    found = {}
+    for name, digest, meaning in sides:
+        values = drawn.get(digest, ())
+        if len(values) > 1:
+            at = paired_bootstrap(values)
+            found[name] = metric_json(Metric(at.value, at.low, at.high, at.n, "reward", f"{meaning}, per completion"))
+    return found
 
 
 def _rows(lm: CausalLM, index: int, item: Item) -> Iterator[_Row]:

@@ -28,11 +28,15 @@ PLAIN_BETA = 1.0
 
 @dataclass(frozen=True)
 class Item:
-    """Completions of one prompt: name, completion and score of each. `prefix` stands before all of them."""
+    """Completions of one prompt: name, completion and score of each. `prefix` stands before all of them.
+
+    `draws`: they are draws at temperature 1 without top-p from the policies that their `source` names.
+    """
 
     prompt: Prompt
     completions: tuple[tuple[str, Completion, float | None], ...]
     prefix: Completion | None = None
+    draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,4 +203,6 @@ def _held_out(after: Path, before: Path) -> Iterator[Item]:
     for group in ours:
         start = first[group.prompt.prompt_id]
         sides = (("this policy's", group), ("the first policy's", start))
-        yield Item(group.prompt, tuple((name, g.completions[0], g.scores[0]) for name, g in sides))
+        draws = all((g.temperature, g.top_p) == (1, 1) and g.completions[0].sampler_logps for _, g in sides)
+        made = tuple((name, g.completions[0], g.scores[0]) for name, g in sides)
+        yield Item(group.prompt, made, draws=draws)

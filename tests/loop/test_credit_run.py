@@ -63,6 +63,23 @@ def test_the_rounds_policy_is_looked_at(finished):
         assert [token.policy_logp for token in own.tokens] == pytest.approx(sampled[own.text], abs=2e-3)
 
 
+def test_the_mean_reward_of_the_references_draws_estimates_a_divergence(finished):
+    """Eq. 16. In round 0 the reference is the run's first policy, whose held-out completions are draws."""
+    found, groups = credit(Asked(finished, of="holdout", round=0, limit=20))
+    means = {
+        name: [c.reward for group in groups for c in group.completions if c.name == name]
+        for name in ("this policy's", "the first policy's")
+    }
+    for key, name in (("policy_draws", "this policy's"), ("reference_draws", "the first policy's")):
+        at = found["estimates"][key]
+        assert at["value"] == pytest.approx(sum(means[name]) / len(means[name]))
+        assert at["n"] == len(means[name]) == 20
+        assert at["low"] <= at["value"] <= at["high"]
+    # In round 1 the reference is another policy, none of whose draws are shown; pairs are chosen, not drawn.
+    assert credit(Asked(finished, of="holdout", round=1))[0]["estimates"].keys() == {"policy_draws"}
+    assert credit(Asked(finished, round=0))[0]["estimates"] == {}
+
+
 def test_the_command_writes_its_page_into_the_run_and_changes_nothing_else(finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != "credit.html"}
     shown = CliRunner().invoke(app, ["credit", str(finished), "--limit", "2"])

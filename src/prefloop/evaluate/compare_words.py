@@ -117,12 +117,16 @@ def robustness(found: Mapping[str, Any]) -> Table | None:
     if not found["sweeps"]:
         return None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, head in enumerate(("method", "prompts", *ROBUST[2:])):
-        table.add_column(head, justify="right" if index > 1 else "left")
+    table.caption = Text("best setting, quartiles over settings, share of settings that beat the start, KL, length")
+    table.caption_justify = "left"
+    for index, head in enumerate(("method", "prompts", "best", "win %", "quartiles", "beat %", "KL", "length")):
+        table.add_column(head, justify="right" if index > 1 else "left", no_wrap=True)
     sides = [("held out", found["sweeps"])] + ([("ood", found["ood"]["sweeps"])] if found["ood"] else [])
     for name, sweeps in sides:
         for swept in sweeps:
-            cells = _robust(swept)
+            # The last word of a setting's name, as in the leaderboard.
+            short = {**swept, "best": {key.rpartition(".")[2]: value for key, value in swept["best"].items()}}
+            cells = _robust(short)
             table.add_row(*(Text(cell) for cell in (cells[0], name, *cells[2:])))
     return table
 
