@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import write_json, write_text
 from prefloop.evaluate.compare_charts import charts, interval_bar
-from prefloop.evaluate.compare_data import Elsewhere, Measured, Method, common_scores
+from prefloop.evaluate.compare_data import Elsewhere, Ended, Measured, Method, common_scores
 from prefloop.evaluate.compare_words import markdown, verdict
 from prefloop.evaluate.comparison import START, Comparison, Duel, compare, sweep, turned
 from prefloop.evaluate.summary import metric_json, metrics_from_json
@@ -104,7 +104,7 @@ def _elsewhere(elsewhere: Elsewhere, held_out: Mapping[str, Any]) -> dict[str, A
 
 def _of_method(method: Method) -> dict[str, Any]:
     ended = method.finished()
-    ends = [{**BY_DEFINITION, **_values(run.metrics)} for run in ended]
+    ends = [_end_values(run) for run in ended]
     return {
         "target": method.target,
         "varied": dict(method.varied),
@@ -168,12 +168,7 @@ def _sweeps(
             beaten[method.name] = duel is not None and duel.better == method.name
         all_of = sweep(target, rates, beaten)
         best = next(m for m in settings if m.name == all_of.best)
-        kl = [
-            mean({**BY_DEFINITION, **_values(r.metrics)}["kl_policy_start"] for r in m.finished())
-            for m in settings
-            if m.finished()
-        ]
-        length = [mean(_values(r.metrics)["length"] for r in m.finished()) for m in settings if m.finished()]
+        kl, length = (_of_settings(settings, name) for name in ("kl_policy_start", "length"))
         found.append(
             {
                 "target": target,
@@ -190,6 +185,18 @@ def _sweeps(
             picked = next(m.name for m in settings if dict(m.varied) == dict(chosen[target]))
             found[-1]["chosen_rate"] = rates[picked]
     return found
+
+
+def _of_settings(settings: Sequence[Method], name: str) -> list[float]:
+    """Return a metric of each setting, the mean over its runs that have it; none where no run has it."""
+    ends = [[_end_values(run) for run in method.finished()] for method in settings]
+    known = ([values[name] for values in of_method if name in values] for of_method in ends)
+    return [mean(values) for values in known if values]
+
+
+def _end_values(run: Ended) -> dict[str, float]:
+    """Return a run's metrics; what the start has against itself is known only where the run ended with the start."""
+    return {**(BY_DEFINITION if run.accepted == 0 else {}), **_values(run.metrics)}
 
 
 def page(found: Mapping[str, Any]) -> str:

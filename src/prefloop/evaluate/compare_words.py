@@ -127,7 +127,8 @@ def robustness(found: Mapping[str, Any]) -> Table | None:
             # The last word of a setting's name, as in the leaderboard.
             short = {**swept, "best": {key.rpartition(".")[2]: value for key, value in swept["best"].items()}}
             cells = _robust(short)
-            table.add_row(*(Text(cell) for cell in (cells[0], name, *cells[2:])))
+            ranges = (cell.replace(" to ", "–") for cell in cells[6:])
+            table.add_row(*(Text(cell) for cell in (cells[0], name, *cells[2:6], *ranges)))
     return table
 
 
