@@ -207,6 +207,9 @@ def evaluate(
     revisions: Annotated[
         str, typer.Option(help="Numbers of self-revisions to compare, as 0,1,2,3. Default: the run's own sampling.")
     ] = "",
+    beams: Annotated[
+        str, typer.Option(help="Numbers of beams to compare, as 1,2,4,8: search by the policy's likelihood.")
+    ] = "",
     lm_eval: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
 ) -> None:
@@ -221,12 +224,65 @@ def evaluate(
         console.print(tasks_table(evaluate_tasks(recipe, _listed(lm_eval, str, "--lm-eval"))))
         return
     root = out or Path("runs") / f"evaluate-{target.resolve().name}"
+    numbers = (_listed(revisions, int, "--revisions"), _listed(beams, int, "--beams"))
     with _bars() as (progress, stop):
-        rows = measure(recipe, root, _listed(revisions, int, "--revisions"), progress=progress, stop=stop)
-    names = ["the run's own" if row.revisions is None else f"revised {row.revisions} times" for row in rows]
-    found = [(name, row.found.metrics) for name, row in zip(names, rows, strict=True)]
-    console.print(evaluation_table(found, names[0]))
+        rows = measure(recipe, root, *numbers, progress=progress, stop=stop)
+    console.print(evaluation_table([(row.label, row.found.metrics) for row in rows], rows[0].label))
     console.print(f"results      {root / 'evaluation.json'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def credit(
+    target: Annotated[Path, typer.Argument(help="A run's folder, or a policy's folder with --reference and --data.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the reference. Default: the round's own.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File with prompt and completion, or chosen and rejected, in each row.")
+    ] = None,
+    of: Annotated[
+        str, typer.Option(help="What of a run: pairs, or holdout (this policy's and the first's).")
+    ] = "pairs",
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="Default: the best policy's, or the last.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Default: the loss's, or 1.")] = None,
+    limit: Annotated[int, typer.Option(help="Prompts to show, spread evenly over a run's.")] = 8,
+    steps: Annotated[
+        str, typer.Option(help="What ends a step: lines, sentences, labels, a regular expression, or none.")
+    ] = "lines",
+    center: Annotated[
+        bool, typer.Option("--center", help="Colours without the mean of all completions at the same position.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="The page. Default: RUN/credit.html, or credit.html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show which tokens a policy likes better than its reference: credit maps of completions. See docs/credit.md."""
+    from prefloop.artifact import write_text
+    from prefloop.credit import Asked
+    from prefloop.credit import credit as find_credit
+    from prefloop.evaluate.credit_page import credit_page
+    from prefloop.evaluate.credit_terminal import credit_lines
+
+    found, groups = find_credit(
+        Asked(target, reference, data, of, round_number, beta, limit=limit, steps=steps, center=center)
+    )
+    page = html or (target if (target / "summary.json").is_file() else Path()) / "credit.html"
+    write_text(page, credit_page(found, groups))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for line in credit_lines(groups, found["scale"], few_colours=console.color_system == "standard"):
+        console.print(line, soft_wrap=True, highlight=False)
+    for name, at in found["estimates"].items():
+        value = f"{at['value']:+.3g} [{at['low']:.3g}, {at['high']:.3g}]".replace("-", "−")
+        console.print(f"{name.replace('_', ' ')}: {value}; {at['estimator']}", markup=False, highlight=False)
+    ends = f"{found['scale']:.3g}"
+    console.print(f"beta {found['beta']:g} ({found['beta_from']}), colours to ±{ends}", markup=False, highlight=False)
+    for note in (*found["notes"], found["caveat"]):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True, style="dim")
+    console.print(found["headline"], style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page         {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -237,6 +293,9 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="Runs of each method. Default: 3")] = None,
     sweep: Annotated[
         list[str] | None, typer.Option(help="key=value,value: every method with every value; more may follow.")
+    ] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="File of prompts of another distribution, to measure every method on too.")
     ] = None,
     budget: Annotated[
         str, typer.Option(help="equal: as many samples and updates for each. own: each recipe's own.")
@@ -250,16 +309,18 @@ def compare(
     from prefloop.compare import compare as compare_all
     from prefloop.compare import read_asked
     from prefloop.evaluate.compare_report import PAGE
-    from prefloop.evaluate.compare_words import leaderboard
+    from prefloop.evaluate.compare_words import leaderboard, robustness
     from prefloop.evaluate.compare_words import markdown as as_markdown
 
-    asked = read_asked(targets, sweep or [], seeds, budget)
+    asked = read_asked(targets, sweep or [], seeds, budget, ood)
     with _bars(errors if as_json or markdown else console) as (progress, stop):
         found = compare_all(asked, out, redo=redo, progress=progress, stop=stop)
     if as_json or markdown:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else as_markdown(found))
         return
     console.print(leaderboard(found))
+    if (table := robustness(found)) is not None:
+        console.print(table)
     for warning in found["warnings"]:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True, style="dim")
     console.print(found["verdict"], style="bold", markup=False, highlight=False, soft_wrap=True)

@@ -15,15 +15,16 @@ from prefloop.artifact import load_artifact, locked, read_json
 from prefloop.budget import Entry, equalise
 from prefloop.components import build_parts
 from prefloop.errors import ConfigError, DataError, TrainingDiverged
-from prefloop.evaluate.compare_data import Ended, Measured, Method
+from prefloop.evaluate.compare_data import Elsewhere, Ended, Measured, Method
 from prefloop.evaluate.compare_report import write_comparison
 from prefloop.inputs import MIN_HOLDOUT, held_out, resolve_prompts
 from prefloop.launch import read_recipe
 from prefloop.ledger import SUMMARY
 from prefloop.loop import check_combination
 from prefloop.loop import run as run_loop
+from prefloop.ood import Bench, read_outside
 from prefloop.protocols import Progress, Quiet
-from prefloop.recipe import flow_yaml, for_round, read_override, read_yaml
+from prefloop.recipe import Recipe, flow_yaml, for_round, read_override, read_yaml
 from prefloop.rows import JudgedGroup, digest_of
 
 SEEDS = 3
@@ -40,10 +41,17 @@ class Asked:
     """Runs of each method, of seeds s, s+1, …, s the recipe's own. Default 3. Not for finished runs."""
     budget: str = "equal"
     """`equal` or `own`, see `budget`."""
+    ood: str | None = None
+    """A second set of prompts, of another distribution, on which every run's end is measured too. Not for finished
+    runs."""
 
 
 def read_asked(
-    words: Sequence[str], sweep: Sequence[str] = (), seeds: int | None = None, budget: str = "equal"
+    words: Sequence[str],
+    sweep: Sequence[str] = (),
+    seeds: int | None = None,
+    budget: str = "equal",
+    ood: str | None = None,
 ) -> Asked:
     """Sort what follows `prefloop compare` into targets and settings; with a sweep, a=1,2 is a part of its grid.
 
@@ -68,7 +76,7 @@ def read_asked(
         raise ConfigError(f"compare: {', '.join(sorted(twice))} named twice; name each once, and --seeds repeats it")
     if len(targets) < 2 and not grid:
         raise ConfigError(f"compare: {targets[0]} alone has nothing to be compared with; name two, or give --sweep")
-    return Asked(targets, overrides, grid or None, seeds, budget)
+    return Asked(targets, overrides, grid or None, seeds, budget, ood)
 
 
 def _listed(text: str) -> bool:
@@ -108,8 +116,10 @@ def compare(
     if runs and len(runs) < len(asked.targets):
         other = next(t for t in asked.targets if t not in runs)
         raise ConfigError(f"compare: {runs[0]} is a finished run and {other} is not; compare runs, or methods")
-    if runs and (asked.overrides or asked.grid or asked.seeds is not None):
-        raise ConfigError("compare: finished runs have their settings and seeds; leave out key=value, --sweep, --seeds")
+    if runs and (asked.overrides or asked.grid or asked.seeds is not None or asked.ood is not None):
+        raise ConfigError(
+            "compare: finished runs have their settings and seeds; leave out key=value, --sweep, --seeds, --ood"
+        )
     if runs:
         with locked(root):
             return write_comparison(root, gathered([Path(t) for t in runs]), [], swept=False)
@@ -117,22 +127,41 @@ def compare(
         raise ConfigError(f"--seeds: must be ≥ 1, got {asked.seeds}")
     entries, dropped = _entries(asked)
     entries, notes = equalise(entries, asked.budget)
-    _check(entries)
+    known = _check(entries)
     progress = progress or Quiet()
+    outside = None
+    if asked.ood is not None:
+        outside = read_outside(asked.ood, known, min(entry.recipe.evaluate.prompts for entry in entries))
+        notes += [f"Prompts of another distribution: {len(outside.prompts)} of {asked.ood}.", *outside.notes]
+    bench = None if outside is None else Bench(root, outside, progress, stop, redo)
     for note in (*dropped, *notes):
         progress.say(note)
     with locked(root):
         found: dict[str, list[Measured]] = {entry.name: [] for entry in entries}
+        beside: dict[str, list[Measured]] = {entry.name: [] for entry in entries}
         for offset, entry in itertools.product(range(SEEDS if asked.seeds is None else asked.seeds), entries):
             seed = entry.recipe.seed + offset
             progress.say(f"{entry.name}, seed {seed}")
-            found[entry.name].append(_one(entry, root, seed, redo, progress, stop))
-        methods = [Method(e.name, e.target, tuple(found[e.name]), dict(e.varied)) for e in entries]
-        return write_comparison(root, methods, [*dropped, *notes], swept=asked.grid is not None)
+            recipe = entry.recipe.model_copy(update={"seed": seed, "name": f"{entry.name}, seed {seed}"})
+            run, summary = _one(entry, recipe, root, redo, progress, stop)
+            found[entry.name].append(run)
+            if bench is not None:
+                beside[entry.name].append(bench.measure(recipe, run, root / run.folder, summary))
+        elsewhere = None if outside is None else Elsewhere(outside.name, _methods(entries, beside))
+        all_notes = [*dropped, *notes]
+        return write_comparison(
+            root, _methods(entries, found), all_notes, swept=asked.grid is not None, elsewhere=elsewhere
+        )
 
 
-def _check(entries: Sequence[Entry]) -> None:
+def _methods(entries: Sequence[Entry], found: Mapping[str, Sequence[Measured]]) -> list[Method]:
+    return [Method(e.name, e.target, tuple(found[e.name]), dict(e.varied)) for e in entries]
+
+
+def _check(entries: Sequence[Entry]) -> set[str]:
     """Refuse now what would stop a later run: choices that contradict each other, and prompts with nothing in common.
+
+    Returns the ids of all prompts of all entries.
 
     Raises:
         ConfigError: names the fields and what to change.
@@ -140,33 +169,36 @@ def _check(entries: Sequence[Entry]) -> None:
 
     """
     holdouts: dict[str, set[str]] = {}
+    known: set[str] = set()
     for entry in entries:
         for number in range(entry.recipe.rounds):
             its_recipe = for_round(entry.recipe, number)
             check_combination(its_recipe, build_parts(its_recipe))
         asked = f"{entry.recipe.prompts} {entry.recipe.evaluate.prompts}"
         if asked not in holdouts:
-            found = held_out(entry.recipe, resolve_prompts(entry.recipe))
-            holdouts[asked] = {prompt.prompt_id for prompt in found}
+            prompts = resolve_prompts(entry.recipe)
+            known |= {prompt.prompt_id for prompt in prompts.prompts}
+            holdouts[asked] = {prompt.prompt_id for prompt in held_out(entry.recipe, prompts)}
     shared = set.intersection(*holdouts.values())
     if len(shared) < min(MIN_HOLDOUT, *(len(ids) for ids in holdouts.values())):
         raise DataError(
             f"compare: the methods share {len(shared)} held-out prompts, and {MIN_HOLDOUT} are needed; unpaired "
             "prompts cannot be compared. Set prompts=… and evaluate.prompts=… for all of them"
         )
+    return known
 
 
-def _one(entry: Entry, root: Path, seed: int, redo: bool, progress: Progress, stop: Callable[[], bool]) -> Measured:
-    """Run one method with one seed, or find it done."""
-    name = f"{entry.name}, seed {seed}"
-    recipe = entry.recipe.model_copy(update={"seed": seed, "name": name})
-    folder = root / _folder_name(entry.name) / f"seed-{seed}"
+def _one(
+    entry: Entry, recipe: Recipe, root: Path, redo: bool, progress: Progress, stop: Callable[[], bool]
+) -> tuple[Measured, dict[str, Any]]:
+    """Run one method with one seed, or find it done; return what it came to, and its summary."""
+    folder = root / _folder_name(entry.name) / f"seed-{recipe.seed}"
     try:
         summary = run_loop(recipe, folder, origins=dict(entry.origins), redo=redo, progress=progress, stop=stop)
     except TrainingDiverged as error:
-        progress.say(f"{name}: {error}")
-        return Measured(seed, str(folder.relative_to(root)), failed=str(error))
-    return measured(folder, summary, str(folder.relative_to(root)))
+        progress.say(f"{recipe.name}: {error}")
+        return Measured(recipe.seed, str(folder.relative_to(root)), failed=str(error)), {}
+    return measured(folder, summary, str(folder.relative_to(root))), summary
 
 
 def _entries(asked: Asked) -> tuple[list[Entry], list[str]]:

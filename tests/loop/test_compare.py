@@ -8,9 +8,13 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
+from prefloop.artifact import load_artifact
 from prefloop.cli import app
 from prefloop.compare import compare, read_asked
 from prefloop.errors import ConfigError, DataError, Interrupted
+from prefloop.inputs import embedded_prompts
+from prefloop.prompts.dataset import read_prompts
+from prefloop.rows import JudgedGroup
 
 SMALL = ["rounds=1", "prompts_per_round=4", "sampler.max_new_tokens=6", "evaluate.prompts=20", "gate.kind=always"]
 SMALL += ["threads=1"]
@@ -165,4 +169,69 @@ def test_methods_without_common_prompts_are_refused_before_any_work(tmp_path):
     recipe.write_text(f"recipe: simpo\npolicy: embedded\nprompts: {prompts}\njudge: lexicon\nprompts_per_round: 4\n")
     with pytest.raises(DataError, match="share 0 held-out prompts"):
         compare(read_asked(["spin", str(recipe)]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """Openings of another kind; two are prompts of the runs themselves."""
+    own = embedded_prompts("embedded").read_text(encoding="utf-8").splitlines()[:2]
+    rows = [json.dumps({"prompt": f"The number {n} said to the letter {chr(97 + n % 26)}:"}) for n in range(30)]
+    path = tmp_path_factory.mktemp("ood") / "other.jsonl"
+    path.write_text("\n".join([*own, *rows]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_sweep_in_and_out_of_distribution(tmp_path, outside):
+    grid = ["train.learning_rate=1e-4,1e-3"]
+    asked = read_asked(["simpo", *SMALL], sweep=grid, seeds=1, ood=outside)
+    found = compare(asked, tmp_path)
+    ood = found["ood"]
+    assert ood["source"] == outside
+    assert ood["prompts"] == 20  # evaluate.prompts
+    assert any("2 prompts are the methods' own too" in note for note in found["notes"])
+    (inside,), (beyond,) = found["sweeps"], ood["sweeps"]
+    for swept in (inside, beyond):
+        assert swept["settings"] == 2
+        assert {"best", "best_rate", "quartiles", "beat_start", "kl", "length"} <= swept.keys()
+        assert swept["kl"]["most"] > swept["kl"]["least"]
+    rates = {s["name"]: s["win_rate_vs_start"]["value"] for s in ood["standings"] if s["win_rate_vs_start"]}
+    assert beyond["best_rate"] == max(rates.values())
+    named = next(s["name"] for s in found["standings"] if s.get("varied") == inside["best"])
+    assert beyond["chosen_rate"] == rates[named]
+    # Nothing of the run itself was touched, and the same call makes nothing twice.
+    before = parts(tmp_path)
+    assert compare(asked, tmp_path)["ood"] == ood
+    assert parts(tmp_path) == before
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert "Out of distribution" in page
+    assert "Out of distribution: 20 prompts" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    judged = load_artifact(next(tmp_path.glob("ood/start-*")) / "2-judged", JudgedGroup)
+    assert not {g.prompt.prompt_id for g in judged} & {
+        p.prompt_id for p in read_prompts(str(embedded_prompts("embedded"))).prompts
+    }
+
+
+def test_the_ends_own_texts_are_judged_out_of_distribution(tmp_path, outside):
+    """The metrics are those of the promoted policy on the other prompts, recomputed from its completions."""
+    found = compare(read_asked(["spin", "simpo", *SMALL], seeds=1, ood=outside), tmp_path)
+    assert found["sweeps"] == found["ood"]["sweeps"] == []
+    for standing in found["ood"]["standings"]:
+        if standing["name"] == "start":
+            continue
+        groups = list(load_artifact(tmp_path / "ood" / standing["name"] / "seed-0" / "2-judged", JudgedGroup))
+        summary = json.loads((tmp_path / standing["name"] / "seed-0" / "summary.json").read_text())
+        assert {g.policy for g in groups} == {summary["rounds"][0]["policy"]["digest"]}
+        scores = [score for g in groups for score in g.scores]
+        assert standing["score"]["value"] == pytest.approx(sum(scores) / len(scores))
+        lengths = [len(c.token_ids) for g in groups for c in g.completions]
+        assert standing["metrics"]["length"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_prompts_that_are_no_other_distribution_are_refused_before_any_work(tmp_path, finished):
+    with pytest.raises(DataError, match="--ood: embedded has 0 prompts"):
+        compare(read_asked(["spin", "simpo", *SMALL], ood="embedded"), tmp_path / "out")
+    runs = [str(finished[1] / name / "seed-0") for name in ("spin", "simpo")]
+    with pytest.raises(ConfigError, match="--ood"):
+        compare(read_asked(runs, ood="x.jsonl"), tmp_path)
     assert not (tmp_path / "out").exists()

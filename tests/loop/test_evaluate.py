@@ -67,3 +67,42 @@ def test_a_number_that_is_none_is_refused(finished, tmp_path, option, words):
     found = CliRunner().invoke(app, ["evaluate", str(finished[0]), "--revisions", option, "--out", str(tmp_path)])
     assert isinstance(found.exception, ConfigError)
     assert words in str(found.exception)
+
+
+def test_beams_stand_beside_each_other(finished, tmp_path):
+    recipe = read_policy(finished[0], ["sampler.max_new_tokens=6"])
+    rows = evaluate(recipe, tmp_path, beams=[1, 3])
+    assert [(row.beams, row.revisions, row.label) for row in rows] == [(1, None, "1 beam"), (3, None, "3 beams")]
+    assert "win_rate_vs_start" in rows[1].found.metrics
+    assert rows[1].found.metrics["length"].value <= 6
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["beams"] for row in stored["rows"]] == [1, 3]
+    # One beam is greedy decoding.
+    greedy = read_policy(finished[0], ["sampler.max_new_tokens=6", "sampler.temperature=0"])
+    (own,) = evaluate(greedy, tmp_path / "greedy")
+    for name in ("judge_score", "length", "repetition"):
+        assert own.found.metrics[name].value == pytest.approx(rows[0].found.metrics[name].value)
+
+
+def test_the_command_prints_a_row_for_each_number_of_beams(finished, tmp_path):
+    words = ["evaluate", str(finished[0]), "sampler.max_new_tokens=4", "--beams", "1,2", "--out", str(tmp_path)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert "win % vs 1 beam" in found.output
+    assert "2 beams" in found.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "numbers", "words"),
+    [
+        ([], {"beams": [1], "revisions": [0]}, "vary one at a time"),
+        ([], {"beams": [2, 2]}, "has a number twice"),
+        ([], {"beams": [0]}, "sampler.beams"),
+        (["eval_sampler.kind=best_of_n"], {"beams": [1]}, "cannot search"),
+        (["eval_sampler.kind=guided"], {}, "eval_sampler.reference: not set"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_before_any_work(finished, tmp_path, settings, numbers, words):
+    with pytest.raises(ConfigError, match=words):
+        evaluate(read_policy(finished[0], settings), tmp_path / "out", **numbers)
+    assert not (tmp_path / "out").exists()

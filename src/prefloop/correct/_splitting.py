@@ -85,7 +85,7 @@ def cut(ids: Sequence[int], text: str, ends: Sequence[int], decoding: Decoding) 
         decoding: how `ids` became `text`.
 
     """
-    reach = _reach(ids, text, decoding)
+    reach = reach_of(ids, text, decoding)
     steps: list[Step] = []
     begin = shown = 0
     for end in ends:
@@ -97,7 +97,7 @@ def cut(ids: Sequence[int], text: str, ends: Sequence[int], decoding: Decoding) 
     return steps
 
 
-def _reach(ids: Sequence[int], text: str, decoding: Decoding) -> list[int]:
+def reach_of(ids: Sequence[int], text: str, decoding: Decoding) -> list[int]:
     """Return how many characters of `text` are there after 0, 1, 2, … of `ids`; never falling."""
     reach = [0]
     for length in _lengths(ids, text, decoding):

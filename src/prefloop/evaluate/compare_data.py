@@ -61,6 +61,14 @@ class Method:
         return [run.ended for run in self.runs if run.ended is not None]
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same methods on prompts of another distribution, whose source is `name`."""
+
+    name: str
+    methods: Sequence[Method]
+
+
 def common_scores(methods: Sequence[Method]) -> tuple[dict[str, list[Scores]], list[str]]:
     """Return the scores of every method and of the start on the prompts that all have, and warnings in words.
 

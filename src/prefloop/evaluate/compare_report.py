@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import write_json, write_text
 from prefloop.evaluate.compare_charts import charts, interval_bar
-from prefloop.evaluate.compare_data import Measured, Method, common_scores
+from prefloop.evaluate.compare_data import Elsewhere, Ended, Measured, Method, common_scores
 from prefloop.evaluate.compare_words import markdown, verdict
 from prefloop.evaluate.comparison import START, Comparison, Duel, compare, sweep, turned
 from prefloop.evaluate.summary import metric_json, metrics_from_json
@@ -24,14 +24,16 @@ BY_DEFINITION = {"kl_policy_start": 0.0, "win_rate_vs_start": 50.0}
 """What the start has against itself."""
 
 
-def write_comparison(root: Path, methods: Sequence[Method], notes: Sequence[str], *, swept: bool) -> dict[str, Any]:
+def write_comparison(
+    root: Path, methods: Sequence[Method], notes: Sequence[str], *, swept: bool, elsewhere: Elsewhere | None = None
+) -> dict[str, Any]:
     """Compare, write the three files into `root`, each whole or not at all, and return what the JSON file holds.
 
     Raises:
         DataError: the runs cannot be compared, see `compare_data.common_scores` and `comparison.compare`.
 
     """
-    found = result(methods, notes, swept=swept)
+    found = result(methods, notes, swept=swept, elsewhere=elsewhere)
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / RESULT, found)
     write_text(root / MARKDOWN, markdown(found))
@@ -39,7 +41,9 @@ def write_comparison(root: Path, methods: Sequence[Method], notes: Sequence[str]
     return found
 
 
-def result(methods: Sequence[Method], notes: Sequence[str], *, swept: bool) -> dict[str, Any]:
+def result(
+    methods: Sequence[Method], notes: Sequence[str], *, swept: bool, elsewhere: Elsewhere | None = None
+) -> dict[str, Any]:
     """Return the comparison as plain values: see docs/compare.md for the fields."""
     arms, warnings = common_scores(methods)
     compared = compare(arms)
@@ -66,13 +70,41 @@ def result(methods: Sequence[Method], notes: Sequence[str], *, swept: bool) -> d
             {"name": m.name, "seed": run.seed, "why": run.failed} for m in methods for run in m.runs if run.failed
         ],
         "sweeps": _sweeps(methods, compared) if swept else [],
+        "ood": None,
     }
+    if elsewhere is not None:
+        found["ood"] = _elsewhere(elsewhere, found)
     return found | {"verdict": verdict(found)}
+
+
+def _elsewhere(elsewhere: Elsewhere, held_out: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the methods' standing on other prompts; `held_out` is the comparison on the runs' own."""
+    arms, warnings = common_scores(elsewhere.methods)
+    compared = compare(arms)
+    by_name = {m.name: m for m in elsewhere.methods}
+    chosen = {s["target"]: s["best"] for s in held_out["sweeps"]}
+    return {
+        "source": elsewhere.name,
+        "prompts": compared.prompts,
+        "warnings": [text for text in warnings if text not in held_out["warnings"]],
+        "standings": [
+            {
+                "name": s.name,
+                "score": metric_json(s.score),
+                "win_rate_vs_start": None if s.versus_start is None else metric_json(s.versus_start),
+                "metrics": _of_method(by_name[s.name])["metrics"] if s.name in by_name else {},
+                "seeds": s.seeds,
+            }
+            for s in compared.standings
+        ],
+        "duels": [_duel(d) for d in compared.duels],
+        "sweeps": _sweeps(elsewhere.methods, compared, chosen) if chosen else [],
+    }
 
 
 def _of_method(method: Method) -> dict[str, Any]:
     ended = method.finished()
-    ends = [{**BY_DEFINITION, **_values(run.metrics)} for run in ended]
+    ends = [_end_values(run) for run in ended]
     return {
         "target": method.target,
         "varied": dict(method.varied),
@@ -118,8 +150,13 @@ def _duel(duel: Duel) -> dict[str, Any]:
     }
 
 
-def _sweeps(methods: Sequence[Method], compared: Comparison) -> list[dict[str, Any]]:
-    """Return for each target how its settings did; a setting that diverged in every run counts as losing all."""
+def _sweeps(
+    methods: Sequence[Method], compared: Comparison, chosen: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return for each target how its settings did; a setting that diverged in every run counts as losing all.
+
+    `chosen` names for each target the setting that is best on held-out prompts: how it does here is `chosen_rate`.
+    """
     found = []
     for target in dict.fromkeys(m.target for m in methods):
         settings = [m for m in methods if m.target == target]
@@ -131,12 +168,7 @@ def _sweeps(methods: Sequence[Method], compared: Comparison) -> list[dict[str, A
             beaten[method.name] = duel is not None and duel.better == method.name
         all_of = sweep(target, rates, beaten)
         best = next(m for m in settings if m.name == all_of.best)
-        kl = [
-            mean({**BY_DEFINITION, **_values(r.metrics)}["kl_policy_start"] for r in m.finished())
-            for m in settings
-            if m.finished()
-        ]
-        length = [mean(_values(r.metrics)["length"] for r in m.finished()) for m in settings if m.finished()]
+        kl, length = (_of_settings(settings, name) for name in ("kl_policy_start", "length"))
         found.append(
             {
                 "target": target,
@@ -149,7 +181,22 @@ def _sweeps(methods: Sequence[Method], compared: Comparison) -> list[dict[str, A
                 "length": _spread(length) if length else None,
             }
         )
+        if chosen is not None:
+            picked = next(m.name for m in settings if dict(m.varied) == dict(chosen[target]))
+            found[-1]["chosen_rate"] = rates[picked]
     return found
+
+
+def _of_settings(settings: Sequence[Method], name: str) -> list[float]:
+    """Return a metric of each setting, the mean over its runs that have it; none where no run has it."""
+    ends = [[_end_values(run) for run in method.finished()] for method in settings]
+    known = ([values[name] for values in of_method if name in values] for of_method in ends)
+    return [mean(values) for values in known if values]
+
+
+def _end_values(run: Ended) -> dict[str, float]:
+    """Return a run's metrics; what the start has against itself is known only where the run ended with the start."""
+    return {**(BY_DEFINITION if run.accepted == 0 else {}), **_values(run.metrics)}
 
 
 def page(found: Mapping[str, Any]) -> str:

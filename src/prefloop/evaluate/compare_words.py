@@ -88,13 +88,52 @@ def markdown(found: Mapping[str, Any]) -> str:
     heads = ("method", "samples", "pairs", "updates", "tokens sampled", "tokens trained", "tokens evaluated", "seconds")
     costs = [(s["name"], *(f"{v:,.0f}" for v in s["cost"].values())) for s in found["standings"] if "cost" in s]
     lines += _table(heads, costs)
-    if found["sweeps"]:
-        lines += ["", "## Robustness over settings", ""]
-        heads = ("method", "settings", "best", "win rate, %", "quartiles, %", "beat the start, %", "KL", "length")
-        lines += _table(heads, [_robust(s) for s in found["sweeps"]])
+    lines += _robust_lines(found)
     if found["notes"]:
         lines += ["", "## Notes", "", *(f"- {note}" for note in found["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def _robust_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return the tables of a sweep's robustness and of the other distribution, where there are such."""
+    lines = []
+    if found["sweeps"]:
+        lines += ["", "## Robustness over settings", "", *_table(ROBUST, [_robust(s) for s in found["sweeps"]])]
+    ood = found["ood"]
+    if ood is None:
+        return lines
+    lines += ["", f"## Out of distribution: {ood['prompts']} prompts of {ood['source']}", ""]
+    lines += [f"> {text}" for text in ood["warnings"]] + [""] * bool(ood["warnings"])
+    if ood["sweeps"]:
+        rows = [(*_robust(s), f"{s['chosen_rate']:.1f}") for s in ood["sweeps"]]
+        lines += [*_table((*ROBUST, "rate of the setting best in distribution, %"), rows), ""]
+    heads = ("method", "score", "win rate vs start, %", "KL, nats a token", "length, tokens", "seeds")
+    rows = [(row[0], row[1], row[2], *row[4:]) for row in (_leader({**s, "elo": None}) for s in ood["standings"])]
+    return lines + _table(heads, rows)
+
+
+def robustness(found: Mapping[str, Any]) -> Table | None:
+    """Return a sweep's robustness for the terminal, in and out of distribution; `None` without a sweep."""
+    if not found["sweeps"]:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption = Text("best setting, quartiles over settings, share of settings that beat the start, KL, length")
+    table.caption_justify = "left"
+    for index, head in enumerate(("method", "prompts", "best", "win %", "quartiles", "beat %", "KL", "length")):
+        table.add_column(head, justify="right" if index > 1 else "left", no_wrap=True)
+    sides = [("held out", found["sweeps"])] + ([("ood", found["ood"]["sweeps"])] if found["ood"] else [])
+    for name, sweeps in sides:
+        for swept in sweeps:
+            # The last word of a setting's name, as in the leaderboard.
+            short = {**swept, "best": {key.rpartition(".")[2]: value for key, value in swept["best"].items()}}
+            cells = _robust(short)
+            ranges = (cell.replace(" to ", "–") for cell in cells[6:])
+            table.add_row(*(Text(cell) for cell in (cells[0], name, *cells[2:6], *ranges)))
+    return table
+
+
+ROBUST = ("method", "settings", "best", "win rate, %", "quartiles, %", "beat the start, %", "KL", "length")
+"""Heads of the table of a sweep's robustness."""
 
 
 def bounded(metric: Mapping[str, Any] | None, decimals: int) -> str:

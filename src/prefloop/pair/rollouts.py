@@ -51,6 +51,11 @@ class Rollouts:
                     f"sampler.{name}: {found}, but pair_builder.kind rollouts needs draws from the policy itself; set "
                     f"sampler.{name}={value:g}"
                 )
+        if not getattr(sampler, "draws_from_policy", True):
+            raise ConfigError(
+                f"sampler.kind: {type(sampler).__name__} searches or steers, and its completions are no draws from the "
+                "policy itself, which pair_builder.kind rollouts needs; set sampler.kind=hf"
+            )
         count = getattr(sampler, "completions", self.min_group)
         if count < self.min_group:
             raise ConfigError(

@@ -104,7 +104,7 @@ def read_prompts(
     for place, row in islice(read_rows(path, split), limit):
         gold_column_seen |= gold in row
         row = with_explicit_prompt(place, row, column)
-        messages, answer = _messages_and_gold(place, row, column, gold)
+        messages, answer = messages_and_gold(place, row, column, gold)
         identity = prompt_id(messages)
         if identity in kept and is_labelled(row):
             kept[identity] = _with_more(kept[identity], candidates(place, row), answer)
@@ -294,9 +294,15 @@ def _hub_rows(path: str, split: str) -> Iterator[Row]:
     yield from ((f"{path}/{split}:{number}", row) for number, row in enumerate(data, 1))
 
 
-def _messages_and_gold(
+def messages_and_gold(
     place: str, row: Mapping[str, Any], column: str, gold: str | None
 ) -> tuple[tuple[Message, ...], str | None]:
+    """Return the prompt of a row, and its gold answer or `None`: see `read_prompts`.
+
+    Raises:
+        DataError: the row has no such column, or it holds no prompt.
+
+    """
     name = "messages" if column == "prompt" and "prompt" not in row else column
     if name not in row:
         there = ", ".join(map(str, row)) or "none"

@@ -5,9 +5,9 @@ not depend on the prompts it shares a batch with (beyond the rounding of floatin
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefloop.errors import ConfigError, SamplerError
-from prefloop.models.causal_lm import PRECISIONS, CausalLM, decode_completion, encode_prompt, load
+from prefloop.models.causal_lm import PRECISIONS, CausalLM, decode_completion, encode_prompt
 from prefloop.models.decoding import decoding
 from prefloop.models.decoding_batch import DecodingBatch
-from prefloop.models.decoding_llama import LeanStep, lean_step
+from prefloop.models.decoding_llama import lean_step
 from prefloop.protocols import RoundContext, Start
 from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
+from prefloop.sample._decoder import end_of_string, load_decoder, room
 
 STEPS_PER_CHECK = 8
 """Tokens decoded between two looks for finished completions; one look costs a transfer from the accelerator."""
@@ -30,6 +31,11 @@ REFILL_AFTER = 0.25
 REFILLED_DEVICES = frozenset({"cuda"})
 """Where a step costs much the same for few rows as for many, so that a batch is kept full. On a CPU it costs what
 its rows cost, and rows that join are padded to the longest: 1.2 to 1.8 times slower when measured."""
+
+NewBatch = Callable[[], DecodingBatch]
+"""Makes the batches of one call of a sampler."""
+Batches = Callable[[int], NewBatch]
+"""Says, for the most tokens that a row will have with its prompt, how batches are made."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,32 @@ class Hf:
             SamplerError: a prompt leaves no room for a token, or the policy's logits are not finite.
 
         """
-        lm = self._policy(context)
-        rows = [row for prompt in prompts for row in self._rows(lm, prompt, context)]
-        self._complete(lm, rows)
+        return self.draw(load_decoder(context.policy.path, self.precision, self.device), prompts, context)
+
+    def draw(
+        self,
+        lm: CausalLM,
+        prompts: Sequence[Prompt],
+        context: RoundContext,
+        beside: Sequence[CausalLM] = (),
+        batches: Batches | None = None,
+    ) -> list[SampleGroup]:
+        """Draw as a call does, from whatever logits `batches` gives; `None`: those of `lm`.
+
+        Args:
+            lm: the policy; its tokenizer and end tokens are used.
+            prompts: one group is returned for each, in order.
+            context: names the random streams.
+            beside: other models that `batches` computes with, whose room counts too.
+            batches: how batches are made, by the longest row.
+
+        Raises:
+            DataError: a prompt cannot be encoded.
+            SamplerError: a prompt leaves no room for a token, or logits are not finite.
+
+        """
+        rows = [row for prompt in prompts for row in self._rows(lm, prompt, context, beside)]
+        self._complete(lm, rows, batches)
         completions = iter([_completion(lm, row, context) for row in rows])
         return [
             SampleGroup(
@@ -114,28 +143,20 @@ class Hf:
             SamplerError: a start leaves no room for a token, or the policy's logits are not finite.
 
         """
-        lm = self._policy(context)
+        lm = load_decoder(context.policy.path, self.precision, self.device)
         rows = [self._rows_after(lm, start) for start in starts]
         self._complete(lm, [row for some in rows for row in some])
         return [
             tuple(_whole(lm, start, row, context) for row in some) for start, some in zip(starts, rows, strict=True)
         ]
 
-    def _policy(self, context: RoundContext) -> CausalLM:
-        lm = load(context.policy.path, precision=self.precision, device=self.device)
-        if "past_key_values" not in signature(lm.model.forward).parameters:
-            raise ConfigError(
-                f"sampler (sample/hf.py): {lm.model.config.model_type} models keep no key-value cache, which this "
-                "sampler needs; choose another policy, or a sampler that asks a server"
-            )
-        return lm
-
-    def _complete(self, lm: CausalLM, rows: list["_Row"]) -> None:
+    def _complete(self, lm: CausalLM, rows: list["_Row"], batches: Batches | None = None) -> None:
         # Prompts of one length need no padding; the sort is stable, so the rows of a prompt stay together.
         waiting = sorted(rows, key=lambda row: len(row.prompt_ids))
         reach = max((len(row.prompt_ids) + row.limit for row in rows), default=0)
         with decoding(lm.model):
-            self._decode(lm, lean_step(lm.model, reach), deque(waiting))
+            new = batches(reach) if batches else partial(DecodingBatch, lm.model, lean_step(lm.model, reach))
+            self._decode(lm, new, deque(waiting))
 
     def _rows_after(self, lm: CausalLM, start: Start) -> list["_Row"]:
         ids = [*encode_prompt(lm.tokenizer, start.prompt), *start.token_ids]
@@ -145,46 +166,27 @@ class Hf:
                 f"prompt {start.prompt.prompt_id} ({start.prompt.source}): a completion cannot go on after "
                 f"{len(start.token_ids)} tokens with sampler.max_new_tokens={self.max_new_tokens}; raise it"
             )
-        limit = self._room(lm, start.prompt, ids, limit)
+        limit = room(lm, start.prompt, ids, limit)
         return [_Row(start.prompt, ids, index, seed, limit) for index, seed in enumerate(start.seeds)]
 
-    def _rows(self, lm: CausalLM, prompt: Prompt, context: RoundContext) -> list["_Row"]:
+    def _rows(self, lm: CausalLM, prompt: Prompt, context: RoundContext, beside: Sequence[CausalLM]) -> list["_Row"]:
         ids = encode_prompt(lm.tokenizer, prompt)
-        limit = self._room(lm, prompt, ids, self.max_new_tokens)
+        limit = min(room(model, prompt, ids, self.max_new_tokens) for model in (lm, *beside))
         return [
             _Row(prompt, ids, index, stream_seed(context.seed, context.round, prompt.prompt_id, index), limit)
             for index in range(self.completions)
         ]
 
-    def _room(self, lm: CausalLM, prompt: Prompt, ids: list[int], limit: int) -> int:
-        """Return how many tokens may follow `ids`, at most `limit`."""
-        # Some architectures, such as ALiBi's, have no longest length.
-        longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None:
-            limit = min(limit, longest - len(ids))
-        if limit < 1:
-            raise SamplerError(
-                f"prompt {prompt.prompt_id} ({prompt.source}): {len(ids)} tokens, but the policy takes {longest} in "
-                "all, so no room is left for a completion; shorten or drop this prompt"
-            )
-        entries = lm.model.get_input_embeddings().weight.shape[0]
-        if max(ids) >= entries:
-            raise SamplerError(
-                f"prompt {prompt.prompt_id} ({prompt.source}): token id {max(ids)}, but the policy knows {entries} "
-                f"tokens; {lm.path} has another model's tokenizer, put its own there"
-            )
-        return limit
-
     @torch.inference_mode()
-    def _decode(self, lm: CausalLM, lean: LeanStep | None, waiting: deque["_Row"]) -> None:
+    def _decode(self, lm: CausalLM, new: NewBatch, waiting: deque["_Row"]) -> None:
         """Complete the rows of `waiting`, of which those of one prompt stand together, `batch` at a time."""
         running: _Running | None = None
         refill_at = self.batch * (1 - REFILL_AFTER) if lm.device.type in REFILLED_DEVICES else 0
         while running or waiting:
             if running is None:
-                running = _begin(lm, lean, _take(waiting, self.batch))
+                running = _begin(new(), _take(waiting, self.batch))
             elif waiting and running.batch.can_join and len(running.rows) <= refill_at:
-                running.join(_begin(lm, lean, _take(waiting, self.batch - len(running.rows))))
+                running.join(_begin(new(), _take(waiting, self.batch - len(running.rows))))
             rows, batch, logits = running.rows, running.batch, running.logits
             steps = min(STEPS_PER_CHECK, *(row.limit - len(row.ids) for row in rows))
             uniforms = torch.as_tensor(np.stack([row.uniforms(steps) for row in rows], 1), device=lm.device)
@@ -245,7 +247,7 @@ class Hf:
         if end is not None:
             row.cut(end)
             row.finish_reason = "stop"
-        if self.stop and (end := self._end_of_string(lm, row, start)) is not None:
+        if self.stop and (end := end_of_string(lm, row.prompt_ids, row.ids, start, self.stop)) is not None:
             row.cut(end)
             row.finish_reason = "stop"
         if not np.isfinite(row.logps[start:]).all():
@@ -254,20 +256,6 @@ class Hf:
                 f"({row.prompt.source}), token {start}; its weights are damaged or diverged, use another policy"
             )
         return row.finish_reason == "stop" or len(row.ids) >= row.limit
-
-    def _end_of_string(self, lm: CausalLM, row: "_Row", start: int) -> int | None:
-        """Return after how many tokens, more than `start`, a stop string stands in the text; else `None`."""
-        # A token is at least one byte of text, so no match that ends after `start` begins before this one.
-        first = max(0, start - max(len(text.encode()) for text in self.stop))
-        before = [*row.prompt_ids, *row.ids[:first]]
-
-        def complete(end: int) -> bool:
-            text = decode_completion(lm.tokenizer, before, row.ids[first:end])
-            return any(stop in text for stop in self.stop)
-
-        if not complete(len(row.ids)):
-            return None
-        return next(end for end in range(start + 1, len(row.ids) + 1) if complete(end))
 
 
 def stream_seed(seed: int, round_: int, prompt_id: str, index: int) -> int:
@@ -356,14 +344,13 @@ class _Running:
         self.logits = torch.cat([self.logits, other.logits])
 
 
-def _begin(lm: CausalLM, lean: LeanStep | None, rows: list[_Row]) -> _Running:
+def _begin(batch: DecodingBatch, rows: list[_Row]) -> _Running:
     prompts: list[list[int]] = []
     prompt_of_row = []
     for row in rows:
         if not prompts or prompts[-1] is not row.prompt_ids:
             prompts.append(row.prompt_ids)
         prompt_of_row.append(len(prompts) - 1)
-    batch = DecodingBatch(lm.model, lean)
     return _Running(rows, batch, batch.start(prompts, prompt_of_row, _ahead(rows)))
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import ClassVar
 
 from prefloop.errors import ConfigError, DataError, SamplerError
-from prefloop.models.causal_lm import check_folder, folder_digest, load_tokenizer, locate
+from prefloop.models.causal_lm import check_folder, folder_digest, locate
 from prefloop.protocols import RoundContext
 from prefloop.rows import PolicyRef, Prompt, SampleGroup, digest_of
+from prefloop.sample._tokens import foreign_token
 from prefloop.sample.hf import Hf
 
 
@@ -124,7 +124,7 @@ class Matrix:
 
         """
         for index, cell in enumerate(self._sizes):
-            foreign = _foreign_token(policy.path, policy.digest, cell.path, cell.digest)
+            foreign = foreign_token(policy.path, policy.digest, cell.path, cell.digest)
             if foreign is not None:
                 raise ConfigError(
                     f"{_place(index)}: {self.smaller[index]} has another tokenizer than the policy {policy.path} "
@@ -153,19 +153,3 @@ class Matrix:
 
 def _place(index: int) -> str:
     return f"sampler.smaller[{index}] (sample/matrix.py)"
-
-
-@lru_cache(maxsize=64)
-def _foreign_token(policy: str, policy_digest: str, smaller: str, smaller_digest: str) -> str | None:
-    """Return in words the first difference between two tokenizers that changes what ids mean; `None`: there is none.
-
-    The digests are there for the cache alone.
-    """
-    ours, theirs = load_tokenizer(Path(policy)), load_tokenizer(Path(smaller))
-    known = ours.get_vocab()
-    for token, number in sorted(theirs.get_vocab().items(), key=lambda item: item[1]):
-        if known.get(token) != number:
-            return f"token {token!r} is {number} there and {known.get(token, 'unknown')} here"
-    if ours.eos_token_id != theirs.eos_token_id:
-        return f"the end token is {theirs.eos_token!r} there and {ours.eos_token!r} here"
-    return None
