@@ -7,10 +7,11 @@ rules only; for the others the passes stay as they are. What was really drawn an
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any
 
+from prefloop.components import component_class
 from prefloop.errors import ConfigError
 from prefloop.recipe import Recipe, Spec, for_round
 
@@ -84,11 +85,16 @@ def _eval_sampler(entries: Sequence[Entry]) -> Spec:
             f"compare: the methods draw with different samplers ({', '.join(sorted({s.kind for s in drawing}))}); set "
             "eval_sampler.kind for the evaluation of all of them"
         )
-    settings = drawing[0].settings() | {"temperature": 1.0, "top_p": 1.0}
+    kind, settings = drawing[0].kind, drawing[0].settings()
+    if not getattr(component_class("sampler", kind), "draws_from_policy", True):
+        # Search says what a decoder can find, not what the policy is: the KL needs draws of the policy itself.
+        known = {field.name for field in fields(component_class("sampler", "hf"))}
+        kind, settings = "hf", {name: value for name, value in settings.items() if name in known}
+    settings |= {"temperature": 1.0, "top_p": 1.0}
     lengths = [s.settings()["max_new_tokens"] for s in drawing if "max_new_tokens" in s.settings()]
     settings |= {"max_new_tokens": max(lengths)} if lengths else {}
     settings.pop("completions", None)
-    return Spec.model_validate({"kind": drawing[0].kind, **settings})
+    return Spec.model_validate({"kind": kind, **settings})
 
 
 def _origins_of(entry: Entry, field: str) -> set[str]:

@@ -127,6 +127,13 @@ def test_budgets_are_made_equal_by_prompts_and_passes():
     assert [e.recipe.prompts_per_round for e in own] == [32, 32]
 
 
+def test_a_method_that_searches_is_evaluated_on_draws():
+    (made,), _ = equalise([entry("iterative_dpo", "sampler.kind=beam", "sampler.max_new_tokens=9")], "own")
+    assert made.recipe.sampler.kind == "beam"
+    assert made.recipe.eval_sampler.kind == "hf"
+    assert made.recipe.eval_sampler.settings() == {"max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0}
+
+
 def test_methods_with_different_judges_are_refused():
     with pytest.raises(ConfigError, match="different judges \\(lexicon, verifier\\)"):
         equalise([entry("spin"), entry("simpo", "judge.kind=verifier")], "equal")
