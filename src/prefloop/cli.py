@@ -69,10 +69,16 @@ def run(
         bool, typer.Option("--smoke", help="Every stage on four prompts and one step, in OUT/smoke, then remove it.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="With --smoke: keep its folder.")] = False,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, started by torchrun; see docs/scale.md.")
+    ] = 1,
 ) -> None:
     """Run a recipe; the same command goes on after a stop or a kill."""
     from prefloop.launch import read_recipe
 
+    if nproc > 1:
+        _launch(nproc)
+        return
     recipe, origins = read_recipe(target, overrides or [])
     root = out or Path("runs") / (recipe.name or recipe.recipe)
     if smoke:
@@ -375,15 +381,29 @@ def _smoke(recipe: Any, root: Path, keep: bool) -> None:
     console.print(f"{done.folder} {end}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _launch(nproc: int) -> None:
+    """Start this command again as `nproc` processes, and exit as the first of them that failed."""
+    from prefloop.ranks import start
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--nproc: torchrun has started several processes already; leave --nproc out")
+    sys.exit(start(nproc, sys.argv[1:]))
+
+
 def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
     from prefloop.loop import run as run_loop
+    from prefloop.protocols import Quiet
+    from prefloop.ranks import joined
     from prefloop.repair import move_damaged
 
-    for line in move_damaged(root):
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
-    with _bars() as (progress, stop):
-        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
-    _show(root, summary)
+    with joined() as team, _bars() as (progress, stop):
+        for line in move_damaged(root) if team.main else []:
+            console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
+        team.gathered()
+        shown = progress if team.main else Quiet()
+        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=shown, stop=stop, team=team)
+    if team.main:
+        _show(root, summary)
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def _update(here: Run, path: Path, batches: Artifact[TokenizedPair], start: Poli
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in _WITHOUT_EFFECT}
     settings |= {"trainer": key_of(here.parts.trainer, here.recipe.trainer.kind), "seed": seed}
     key = Key("reward-model", settings, {"batches": batches.digest, "policy": start.digest})
-    opened = here.open(path, key, StepLog)
+    opened = here.open(path, key, StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(here, opened, batches, start, seed)
     return PolicyRef(str(path), opened.facts["policy_digest"], number, kind=TRAINS)
@@ -262,8 +262,11 @@ def _train_and_export(
         state_folder=path / ".state",
         reference=None,
         starts_at_reference=False,
+        team=here.team,
     )
     curve = here.parts.trainer(job, here.progress, here.stop)
+    if not here.team.main:
+        return building.finish()
     building.write_part(0, curve)
     plain = adapters.merge_lora(trainable) if train.lora is not None else model
     causal_lm.export(plain, tokenizer, path, _card(here, start))

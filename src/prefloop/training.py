@@ -42,7 +42,7 @@ def batch(
     settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
     inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
     inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
-    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair)
+    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair, together=True)
     if isinstance(opened, Artifact):
         return opened
     began = time.monotonic()
@@ -61,13 +61,16 @@ def batch(
     tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, facts.dropped, sampled_by)
     for index, part in enumerate(batched(tokenized, PAIRS_PER_PART)):
         facts.count(part)
-        use_sampler = reference is not None and _sampler_serves(part, score, facts)
-        if not opened.has_part(index):
+        mine = index % run.team.size == run.team.rank
+        # The main rank looks into every part: what the artifact says of them is its to say.
+        use_sampler = (mine or run.team.main) and reference is not None and _sampler_serves(part, score, facts)
+        if mine and not opened.has_part(index):
             if reference is not None and not use_sampler:
                 part = cache.score(part, score) if cache else score(part)
             opened.write_part(index, part)
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
+    run.team.gathered()
     run.progress.finish()
     if cache and cache.used:
         run.progress.say(f"reference log-probs: those of {cache.used} pairs were in {cache.folder}")
@@ -152,7 +155,7 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     if run.recipe.round_exit == "combine":
         settings["combine"] = run.recipe.combine.model_dump(mode="json")
         inputs |= lineage.past.inputs
-    opened = run.open(path, Key("policy", settings, inputs), StepLog)
+    opened = run.open(path, Key("policy", settings, inputs), StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(run, opened, batches, lineage, seed)
     base = opened.facts.get("base")
@@ -172,13 +175,16 @@ def _train_and_export(
         pairs=PairStore(batches),
         loss=run.parts.loss,
         settings=recipe.train,
-        layout=layout_of(run, lm.model)[0],
+        layout=run.team.tell(layout_of(run, lm.model)[0]),
         seed=seed,
         state_folder=path / ".state",
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
+        team=run.team,
     )
     curve = run.parts.trainer(job, run.progress, run.stop)
+    if not run.team.main:
+        return building.finish()
     building.write_part(0, curve)
     plain, left = _leave_round(run, job, base, path, lineage, batches)
     causal_lm.export(plain, lm.tokenizer, path, lineage.card)

@@ -44,7 +44,7 @@ class TrainingState:
 
 def save_state(folder: Path, state: TrainingState) -> None:
     """Write `state` to `folder/step-N` and remove all but the two newest states."""
-    with replacing(folder / f"step-{state.step:08d}") as temporary:
+    with replacing(_state(folder, state.step)) as temporary:
         temporary.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in state.weights.items()}, temporary / _FILES[0])
         save_file({k: v.contiguous() for k, v in state.moments.items()}, temporary / _FILES[1])
@@ -63,6 +63,16 @@ def load_state(folder: Path, device: torch.device) -> TrainingState | None:
         except CorruptArtifact:
             set_aside(path, "damaged")
     return None
+
+
+def read_state(folder: Path, step: int, device: torch.device) -> TrainingState:
+    """Return the state of `step`, which another process has found whole.
+
+    Raises:
+        CorruptArtifact: it is not there, or damaged.
+
+    """
+    return _read(_state(folder, step), device)
 
 
 def optimizer_moments(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -90,6 +100,10 @@ def restore_moments(
                 f"training state: no optimizer moments for {name}; remove the .state folder to train again"
             )
         optimizer.state[parameter] = found
+
+
+def _state(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _states(folder: Path) -> list[Path]:
