@@ -15,7 +15,9 @@ import torch
 from prefloop.errors import Interrupted
 from prefloop.losses.dpo import DPO
 from prefloop.losses.simpo import SimPO
+from prefloop.models import causal_lm
 from prefloop.models.adapters import add_lora
+from prefloop.models.training import checkpoint_activations
 from prefloop.protocols import Quiet
 from prefloop.ranks import joined
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
@@ -26,8 +28,8 @@ from prefloop.train.moving_reference import MovingReference
 from prefloop.train.noise_game import NoiseGame
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
+from prefloop.train.sharding import shard
 from prefloop.train.update import Update
-from tiny import BYTE_VOCABULARY, save_tiny_policy, tiny_model
 
 PAIRS, STEPS, MIDDLE = 25, 20, 10
 """25 pairs are 4 steps of 8 an epoch, the last with one pair: then all ranks but one have nothing of their own."""
@@ -48,21 +50,10 @@ def pairs() -> list[TokenizedPair]:
     return found
 
 
-def rollouts() -> list[TokenizedPair]:
-    """Completions in groups of five, with scores and with the policy's own log-probs as the sampler's."""
-    model, found = tiny_model("llama"), []
-    for index, pair in enumerate(pairs()):
-        context = pairs()[index - index % 5].context
-        score = float((index * 7) % 5)
-        found.append(dataclasses.replace(pair, context=context, rejected=(), chosen_score=score))
-    scored = score_reference(model, found, "padded", 200)
-    return [dataclasses.replace(pair, sampler_chosen=pair.reference_chosen) for pair in scored]
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     trainer: Any
-    loss: Any = DPO(beta=0.5)
+    loss: Any = dataclasses.field(default_factory=lambda: DPO(beta=0.5))
     lora: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
 
@@ -79,7 +70,7 @@ CASES: dict[str, Case] = {
 }
 
 
-def job(case: Case, folder: Path, team: Team, policy: Path) -> Job:
+def job(case: Case, folder: Path, team: Team, policy: Path, sharding: str) -> Job:
     settings = TrainSettings.model_validate(
         {
             "learning_rate": 1e-3,
@@ -88,14 +79,15 @@ def job(case: Case, folder: Path, team: Team, policy: Path) -> Job:
             "tokens_per_microbatch": 60,
             "weight_decay": 0.01,
             "checkpoint_every": 1000,
+            "sharding": sharding,
             **dict(case.settings),
         }
     )
-    from prefloop.models import causal_lm
-
     model = causal_lm.load(str(policy), precision="fp32", device="cpu", cache=False).model
     scored = score_reference(model, pairs(), "padded", 200)
-    return Job(
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    one = Job(
         model=add_lora(model, 4, 8.0, seed=3) if case.lora else model.requires_grad_(True),
         pairs=scored,
         loss=case.loss,
@@ -107,6 +99,8 @@ def job(case: Case, folder: Path, team: Team, policy: Path) -> Job:
         starts_at_reference=case.loss.needs_reference,
         team=team,
     )
+    shard(one.model, team, settings, one.layout)
+    return one
 
 
 def stopping_after(steps: int) -> Callable[[], bool]:
@@ -120,10 +114,17 @@ def stopping_after(steps: int) -> Callable[[], bool]:
     return stop
 
 
-def train(name: str, folder: Path, team: Team, policy: Path, stop: Callable[[], bool] = lambda: False) -> list[StepLog]:
+def train(
+    name: str,
+    folder: Path,
+    policy: Path,
+    team: Team = ALONE,
+    sharding: str = "replicate",
+    stop: Callable[[], bool] = lambda: False,
+) -> list[StepLog]:
     """Train a case, or go on from the state in `folder`; an interrupted one returns nothing."""
     case = CASES[name]
-    one = job(case, folder, team, policy)
+    one = job(case, folder, team, policy, sharding)
     try:
         return list(case.trainer(one, Quiet(), stop))
     except Interrupted:
@@ -135,17 +136,19 @@ def as_json(curve: list[StepLog]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, policy = Path(sys.argv[1]), Path(sys.argv[1]) / "policy"
     torch.set_num_threads(1)
+    found: dict[str, Any] = {}
     with joined() as team:
-        found = {}
-        for name in CASES:
-            found[name] = as_json(train(name, folder / name, team, folder / "policy"))
-        # Only rank 1 is asked to stop; all stop after the same step.
-        stop = stopping_after(MIDDLE) if team.rank == 1 else lambda: False
-        train("dpo", folder / "two-then-one", team, folder / "policy", stop)
-        found["one-then-two"] = as_json(train("dpo", folder / "one-then-two", team, folder / "policy"))
-        (folder / f"found-{team.rank}.json").write_text(json.dumps(found))
+        for sharding in sys.argv[2].split(","):
+            out = folder / sharding
+            for name in CASES:
+                found[f"{sharding}/{name}"] = as_json(train(name, out / name, policy, team, sharding))
+            # Only one rank is asked to stop; all stop after the same step.
+            stop = stopping_after(MIDDLE) if team.rank == team.size - 1 else lambda: False
+            train("dpo", out / "many-then-one", policy, team, sharding, stop)
+            found[f"{sharding}/one-then-many"] = as_json(train("dpo", out / "one-then-many", policy, team, sharding))
+    (folder / f"found-{team.rank}-of-{team.size}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

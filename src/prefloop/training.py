@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.sharding import gather, shard
 from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
 SAMPLER_GAP = 1e-3
 """Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding")
 """Training settings that do not change the policy."""
 
 
@@ -182,7 +183,15 @@ def _train_and_export(
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
         team=run.team,
     )
+    shared = shard(job.model, run.team, recipe.train, job.layout)
     curve = run.parts.trainer(job, run.progress, run.stop)
+    if shared:
+        whole = None
+        if run.team.main:
+            lm = causal_lm.load(base, precision="fp32", device="cpu", cache=False)
+            whole = _trainable(run, lm.model, lineage.policy, seed)
+        gather(job.model, whole)
+        job = replace(job, model=whole or job.model)
     if not run.team.main:
         return building.finish()
     building.write_part(0, curve)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
+from prefloop.models.adapters import whole
 from prefloop.protocols import Progress, reads_squares, views_of
 from prefloop.rows import NamedValue, StepLog
 from prefloop.team import Team
@@ -18,7 +19,7 @@ from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.checkpoint import (
     TrainingState,
-    load_state,
+    newest_state,
     optimizer_moments,
     read_state,
     restore_moments,
@@ -27,7 +28,7 @@ from prefloop.train.checkpoint import (
 from prefloop.train.job import Job
 from prefloop.train.plan import Plan
 from prefloop.train.settings import TrainSettings
-from prefloop.train.sharding import any_rank, counts, divisor, share_of, sum_gradients
+from prefloop.train.sharding import any_rank, counts, divisor, local, rows_held, share_of, sum_gradients
 from prefloop.train.store import index_of
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -300,34 +301,27 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def _save(job: Job, done: int, players: Sequence[Player], carried: Carried, curve: Sequence[StepLog]) -> None:
-    if not job.team.main:
-        return
     weights = dict(carried.tensors)
     moments: dict[str, Tensor] = {}
     for player in players:
         names: dict[Tensor, str] = {p: name for name, p in player.named.items()}
         weights |= {name: p.detach() for name, p in player.named.items()}
         moments |= optimizer_moments(player.optimizer, names)
-    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes))
+    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes), job.team)
 
 
 def _resume(job: Job, players: Sequence[Player], carried: Carried, curve: list[StepLog]) -> int:
-    device = next(iter(players[0].named.values())).device
+    named = {name: p for player in players for name, p in player.named.items()}
     # The main rank sets damaged states aside; then all read the one that it found.
-    state = load_state(job.state_folder, device) if job.team.main else None
-    found = job.team.tell(None if state is None else state.step)
+    found = job.team.tell(newest_state(job.state_folder) if job.team.main else None)
     if found is None:
         return 0
-    if state is None:
-        state = read_state(job.state_folder, found, device)
+    state = read_state(job.state_folder, found, next(iter(named.values())).device, rows_held(named))
     with torch.no_grad():
-        for name, tensor in carried.tensors.items():
-            tensor.copy_(state.weights[name])
+        for name, tensor in (carried.tensors | named).items():
+            local(tensor).copy_(state.weights[name])
     carried.notes.update(state.notes)
     for player in players:
-        with torch.no_grad():
-            for name, parameter in player.named.items():
-                parameter.copy_(state.weights[name])
         restore_moments(player.optimizer, {p: name for name, p in player.named.items()}, state.moments)
     curve.extend(state.steps)
     return state.step
@@ -375,7 +369,10 @@ def check_starts_at_reference(logps: PairLogps, precision: str, device: torch.de
 
 def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Scale gradients down to `max_norm` where they are larger; return the norm that they had."""
-    return nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)
+    moved = list(parameters)
+    norm = whole(nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None]))
+    nn.utils.clip_grads_with_norm_(moved, math.inf if max_norm is None else max_norm, norm)
+    return norm
 
 
 def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
@@ -388,7 +385,7 @@ def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, siz
 def _require_finite(row: StepLog, norms: Sequence[Tensor], named: dict[str, nn.Parameter], states: Path) -> None:
     if math.isfinite(row.loss) and all(math.isfinite(float(norm)) for norm in norms):
         return
-    bad = next((n for n, p in named.items() if p.grad is not None and not bool(p.grad.isfinite().all())), "none")
+    bad = next((n for n, p in named.items() if p.grad is not None and not bool(local(p.grad).isfinite().all())), "none")
     raise TrainingDiverged(
         f"step {row.step}: loss {row.loss}, gradient norm {row.grad_norm}, first bad gradient: {bad}. The policy on "
         f"disk is the last good one (states in {states}). Lower train.learning_rate, or set train.max_grad_norm"
