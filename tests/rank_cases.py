@@ -140,9 +140,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with joined() as team:
-        for sharding in sys.argv[2].split(","):
+        for sharding, names in json.loads(sys.argv[2]).items():
             out = folder / sharding
-            for name in CASES:
+            for name in names:
                 found[f"{sharding}/{name}"] = as_json(train(name, out / name, policy, team, sharding))
             # Only one rank is asked to stop; all stop after the same step.
             stop = stopping_after(MIDDLE) if team.rank == team.size - 1 else lambda: False

@@ -146,7 +146,9 @@ def _printed(findings: Any) -> list[Any]:
 
 @app.command()
 def plan(
-    target: Target,
+    target: Annotated[
+        str | None, typer.Argument(help="A method's name or a recipe file (.yaml). With --gpus it may be left out.")
+    ] = None,
     overrides: Overrides = None,
     price_per_call: Annotated[float | None, typer.Option(help="Money for one call of the judge.")] = None,
     price_per_million_tokens: Annotated[
@@ -156,14 +158,29 @@ def plan(
     ask_judge: Annotated[
         bool, typer.Option("--ask-judge", help="Ask a judge behind an endpoint too; it may cost money.")
     ] = False,
+    gpus: Annotated[str | None, typer.Option(help="Work out memory and time by formula instead: 8xH100.")] = None,
+    model: Annotated[str, typer.Option(help="With --gpus: size of the policy, 0.5B to 70B.")] = "8B",
+    pairs: Annotated[int, typer.Option(min=1, help="With --gpus: pairs of a round.")] = 100_000,
 ) -> None:
     """Say what a run will take - counts, time, disk, money - from a short probe, before anything is spent."""
     from prefloop.launch import read_recipe
-    from prefloop.planning import Prices
-    from prefloop.planning import plan as make_plan
 
-    recipe, _ = read_recipe(target, overrides or [])
-    for line in make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines():
+    if gpus is not None:
+        from prefloop.capacity import Load, capacity
+
+        if target is not None and "=" in target:  # no method was named, so that a setting stands in its place
+            target, overrides = None, [target, *(overrides or [])]
+        recipe, _ = read_recipe(target or "iterative_dpo", overrides or [])
+        lines = capacity(gpus, model, recipe.train, Load(pairs)).lines()
+    elif target is None:
+        raise ConfigError("plan: name a method or a recipe file, or --gpus 8xH100 --model 8B for formulas alone")
+    else:
+        from prefloop.planning import Prices
+        from prefloop.planning import plan as make_plan
+
+        recipe, _ = read_recipe(target, overrides or [])
+        lines = make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines()
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
