@@ -1,7 +1,7 @@
-"""The capacity model against measured peak memory: `python -m benchmarks.memory`, on a CPU in float32, one process each.
+"""The capacity model against measured peak memory, on a CPU in float32: `python -m benchmarks.memory`.
 
-Each case trains two steps of two microbatches of a Llama-shaped model from random weights in a process of its own and
-compares the growth of its resident memory's peak, from before the model was made, with `prefloop.capacity`.
+Each case trains two steps of two microbatches of a Llama-shaped model from random weights, in a process of its own. The
+growth of its resident memory's peak, from before the model was made, is compared with `prefloop.capacity`.
 """
 
 import json
