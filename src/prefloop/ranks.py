@@ -130,14 +130,23 @@ def _is_connection(error: BaseException) -> bool:
 
 
 def start(count: int, arguments: Sequence[str]) -> int:
-    """Run `prefloop ARGUMENTS` as `count` ranks and return the exit code: that of the first that failed, or 0."""
+    """Run `prefloop ARGUMENTS` as `count` ranks and return the exit code: that of the first that failed, or 0.
+
+    Raises:
+        RankLost: a rank was killed, and could not say so itself.
+
+    """
     own = ["--standalone", f"--nproc-per-node={count}", f"--shutdown-timeout={PATIENCE}", "-m", "prefloop"]
     try:
         run_launcher(get_args_parser().parse_args([*own, *without_nproc(arguments)]))
     except ChildFailedError as error:
         _, first = error.get_first_failure()
-        # A process that a signal has killed has a negative code; what it had finished is on disk.
-        return first.exitcode if first.exitcode > 0 else RankLost.exit_code
+        if first.exitcode < 0:
+            raise RankLost(
+                f"rank {first.local_rank} was killed by {first.signal_name()}; the others were stopped, what is "
+                "finished is on disk, and the same command goes on, with any number of ranks"
+            ) from error
+        return first.exitcode
     return 0
 
 
