@@ -169,7 +169,7 @@ def plan(
         from prefloop.capacity import Load, capacity
 
         if target is not None and "=" in target:  # no method was named, so that a setting stands in its place
-            target, overrides = None, [target, *(overrides or [])]
+            overrides, target = [target, *(overrides or [])], None
         recipe, _ = read_recipe(target or "iterative_dpo", overrides or [])
         lines = capacity(gpus, model, recipe.train, Load(pairs)).lines()
     elif target is None:
