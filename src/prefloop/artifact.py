@@ -162,6 +162,8 @@ class Building(Generic[R]):
     path: Path
     key: Key
     record: type[R] | None
+    shared: bool = False
+    """Whether several processes make it, each some of the parts."""
 
     def has_part(self, index: int) -> bool:
         """Whether part `index` is already on disk."""

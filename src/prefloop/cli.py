@@ -69,10 +69,16 @@ def run(
         bool, typer.Option("--smoke", help="Every stage on four prompts and one step, in OUT/smoke, then remove it.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="With --smoke: keep its folder.")] = False,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, started by torchrun; see docs/scale.md.")
+    ] = 1,
 ) -> None:
     """Run a recipe; the same command goes on after a stop or a kill."""
     from prefloop.launch import read_recipe
 
+    if nproc > 1:
+        _launch(nproc)
+        return
     recipe, origins = read_recipe(target, overrides or [])
     root = out or Path("runs") / (recipe.name or recipe.recipe)
     if smoke:
@@ -140,7 +146,9 @@ def _printed(findings: Any) -> list[Any]:
 
 @app.command()
 def plan(
-    target: Target,
+    target: Annotated[
+        str | None, typer.Argument(help="A method's name or a recipe file (.yaml). With --gpus it may be left out.")
+    ] = None,
     overrides: Overrides = None,
     price_per_call: Annotated[float | None, typer.Option(help="Money for one call of the judge.")] = None,
     price_per_million_tokens: Annotated[
@@ -150,14 +158,29 @@ def plan(
     ask_judge: Annotated[
         bool, typer.Option("--ask-judge", help="Ask a judge behind an endpoint too; it may cost money.")
     ] = False,
+    gpus: Annotated[str | None, typer.Option(help="Work out memory and time by formula instead: 8xH100.")] = None,
+    model: Annotated[str, typer.Option(help="With --gpus: size of the policy, 0.5B to 70B.")] = "8B",
+    pairs: Annotated[int, typer.Option(min=1, help="With --gpus: pairs of a round.")] = 100_000,
 ) -> None:
     """Say what a run will take - counts, time, disk, money - from a short probe, before anything is spent."""
     from prefloop.launch import read_recipe
-    from prefloop.planning import Prices
-    from prefloop.planning import plan as make_plan
 
-    recipe, _ = read_recipe(target, overrides or [])
-    for line in make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines():
+    if gpus is not None:
+        from prefloop.capacity import Load, capacity
+
+        if target is not None and "=" in target:  # no method was named, so that a setting stands in its place
+            overrides, target = [target, *(overrides or [])], None
+        recipe, _ = read_recipe(target or "iterative_dpo", overrides or [])
+        lines = capacity(gpus, model, recipe.train, Load(pairs)).lines()
+    elif target is None:
+        raise ConfigError("plan: name a method or a recipe file, or --gpus 8xH100 --model 8B for formulas alone")
+    else:
+        from prefloop.planning import Prices
+        from prefloop.planning import plan as make_plan
+
+        recipe, _ = read_recipe(target, overrides or [])
+        lines = make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines()
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -460,15 +483,29 @@ def _smoke(recipe: Any, root: Path, keep: bool) -> None:
     console.print(f"{done.folder} {end}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _launch(nproc: int) -> None:
+    """Start this command again as `nproc` processes, and exit as the first of them that failed."""
+    from prefloop.ranks import start
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--nproc: torchrun has started several processes already; leave --nproc out")
+    sys.exit(start(nproc, sys.argv[1:]))
+
+
 def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
     from prefloop.loop import run as run_loop
+    from prefloop.protocols import Quiet
+    from prefloop.ranks import joined
     from prefloop.repair import move_damaged
 
-    for line in move_damaged(root):
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
-    with _bars() as (progress, stop):
-        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
-    _show(root, summary)
+    with joined() as team, _bars() as (progress, stop):
+        for line in move_damaged(root) if team.main else []:
+            console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
+        team.gathered()
+        shown = progress if team.main else Quiet()
+        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=shown, stop=stop, team=team)
+    if team.main:
+        _show(root, summary)
 
 
 @contextmanager

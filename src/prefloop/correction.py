@@ -10,7 +10,7 @@ from prefloop.errors import ConfigError
 from prefloop.protocols import CorrectionTools, GoesOn, RoundContext, needs_steps
 from prefloop.recipe import Recipe
 from prefloop.rows import JudgedGroup
-from prefloop.stages import Draw, NamedJudge, Run, write_parts
+from prefloop.stages import Draw, NamedJudge, Run, divisible, write_parts
 
 
 def check_corrector(recipe: Recipe, parts: Parts) -> None:
@@ -60,7 +60,8 @@ def correct(
         "round": context.round,
     }
     key = Key("corrected", settings, {"judged": judged.digest, "policy": context.policy.digest})
-    opened = run.open(path, key, JudgedGroup)
+    together = all(map(divisible, (draw.sampler, named.judge, locator)))
+    opened = run.open(path, key, JudgedGroup, together)
     if isinstance(opened, Artifact):
         return opened
     assert isinstance(draw.sampler, GoesOn)  # check_corrector has refused any other

@@ -9,7 +9,8 @@ PrefloopError
 ├── JudgeError           4   a judge failed for good
 ├── SamplerError         4   a sampler or its server failed for good
 ├── TrainingDiverged     5   loss or gradient is not finite
-└── Interrupted         75   stopped on request; the same command continues
+├── Interrupted         75   stopped on request; the same command continues
+└── RankLost            75   another process of the run is gone, or failed: then with its exit code
 """
 
 
@@ -63,5 +64,11 @@ class TrainingDiverged(PrefloopError):
 
 class Interrupted(PrefloopError):
     """The run was asked to stop and did so at a safe point."""
+
+    exit_code = 75
+
+
+class RankLost(PrefloopError):
+    """Another rank of the run failed or is gone; the message names it and its cause, the exit code is its own."""
 
     exit_code = 75

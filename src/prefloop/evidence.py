@@ -33,7 +33,8 @@ from prefloop.train.store import PairStore
 
 def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: PolicyRef) -> Artifact[CompletionScore]:
     """6-report/3-start-logps: log-probs of the held-out completions under the run's first policy, for the KL."""
-    opened = run.open(path, Key("start-logps", {}, {"judged": judged.digest, "start": start.digest}), CompletionScore)
+    key = Key("start-logps", {}, {"judged": judged.digest, "start": start.digest})
+    opened = run.open(path, key, CompletionScore, together=True)
     if isinstance(opened, Artifact):
         return opened
     lm = causal_lm.load(start.path, precision="auto", device=run.recipe.train.device)

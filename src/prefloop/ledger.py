@@ -78,17 +78,19 @@ def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:
 class Recorder:
     """Writes `summary.json` and `recipe.yaml` of a run, from the moment that it makes something new.
 
-    A run that is refused because its folder holds the results of other settings changes neither.
+    A run that is refused because its folder holds the results of other settings changes neither. With `silent` nothing
+    is written: another process does so.
     """
 
     root: Path
     summary: dict[str, Any]
     recipe_yaml: str
     begun: bool = False
+    silent: bool = False
 
     def begin(self) -> None:
         """Note that something new is being made."""
-        if not self.begun:
+        if not self.begun and not self.silent:
             self.begun = True
             write_text(self.root / "recipe.yaml", self.recipe_yaml)
             self.save("running")

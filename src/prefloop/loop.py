@@ -5,6 +5,7 @@ already the call returns at once, so that running is also resuming.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from prefloop.protocols import (
 from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
+from prefloop.team import ALONE, Team
+from prefloop.together import check_team, require_same
 from prefloop.training import Lineage
 
 EVALUATION_ROUND = -1
@@ -64,7 +67,7 @@ class Standing:
     margins: Mapping[str, float] = field(default_factory=dict)
 
 
-def run(
+def run(  # noqa: PLR0913  all but two are by name
     recipe: Recipe,
     root: Path,
     *,
@@ -72,8 +75,11 @@ def run(
     redo: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Run `recipe` in folder `root`, or go on with what is there, and return the summary (see docs/artifacts.md).
+
+    The processes of a `team` call this together, with the same arguments; the main one writes (see docs/scale.md).
 
     Raises:
         ConfigError: a choice cannot be carried out; nothing was done.
@@ -81,12 +87,15 @@ def run(
         DataError: prompts, pairs or a model folder cannot be used.
         JudgeError, SamplerError, TrainingDiverged: a stage failed for good; what was finished before is kept.
         Interrupted: `stop()` became true; the same call goes on.
+        RankLost: another process of the team failed.
 
     """
     parts = build_parts(recipe)
+    require_same(team, recipe, root)
     for number in range(recipe.rounds):
         its_recipe = for_round(recipe, number)
         check_combination(its_recipe, build_parts(its_recipe))
+        check_team(its_recipe, build_parts(its_recipe), team)
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
     holdout = held_out(recipe, prompts)
@@ -96,21 +105,23 @@ def run(
         parts.order.check_prompts(prompts.train, recipe.rounds)
     for number in range(recipe.rounds):
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
-    with locked(root):
+    with locked(root) if team.main else nullcontext():
         settings = filled(recipe, parts)
         notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
         summary = ledger.new_summary(recipe, policy, settings, notes)
         summary["top_scores"] = trust.top_scores(parts)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
-        here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
+        recorder.silent = not team.main
+        here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo, team)
         with recorder.marking_failure():
-            summary["threads"] = set_threads(recipe, policy, root)
+            summary["threads"] = set_threads(recipe, policy, root, team)
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
             turns(here, policy, prompts.train, holdout, summary, recorder.save)
         summary["judging"] = trust.measured(root, summary)
         recorder.finish()
-        write_report(root)
+        if team.main:
+            write_report(root)
     return summary
 
 
@@ -374,19 +385,20 @@ def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:
     ]
 
 
-def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None) -> int:
+def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None, team: Team = ALONE) -> int:
     """Set the number of CPU threads and, on a CPU, deterministic kernels; return the number.
 
     `auto` is measured when a run begins. Sums depend on it, so a run that goes on in `root` takes the number that its
-    summary.json holds.
+    summary.json holds. Ranks on one machine share its cores, and have the same number.
     """
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     threads: int | str = recipe.threads
-    if threads == "auto" and root is not None:
+    if threads == "auto" and root is not None and team.main:
         threads = _noted_threads(root) or "auto"
-    if isinstance(threads, str):
+    if threads == "auto" and team.main:
         lm = causal_lm.load(policy.path, precision="auto", device=recipe.train.device)
-        threads = fastest_threads(lm.model, cores())
+        threads = fastest_threads(lm.model, max(1, cores() // team.local_size))
+    threads = int(team.tell(threads))
     torch.set_num_threads(threads)
     return threads
 

@@ -33,13 +33,14 @@ from prefloop.recipe import Recipe, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched
 from prefloop.train.job import Job
+from prefloop.train.sharding import gather, shard
 from prefloop.train.store import PairStore
 
 TRAINS = "reward_model"
 """Value of the recipe's `trains` that chooses this."""
 EVALUATION_ROUND, HELD_OUT_PAIRS = -1, -2
 """Rounds whose random streams draw the policy's completions, and those of held-out pairs."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "layout")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding", "layout")
 _UNUSED = ("loss", "reference", "samples_from", "round_exit", "combine", "corrector", "locator")
 """Parts of a recipe that a reward model has no use for."""
 
@@ -233,7 +234,7 @@ def _update(here: Run, path: Path, batches: Artifact[TokenizedPair], start: Poli
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in _WITHOUT_EFFECT}
     settings |= {"trainer": key_of(here.parts.trainer, here.recipe.trainer.kind), "seed": seed}
     key = Key("reward-model", settings, {"batches": batches.digest, "policy": start.digest})
-    opened = here.open(path, key, StepLog)
+    opened = here.open(path, key, StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(here, opened, batches, start, seed)
     return PolicyRef(str(path), opened.facts["policy_digest"], number, kind=TRAINS)
@@ -244,14 +245,7 @@ def _train_and_export(
 ) -> Artifact[StepLog]:
     began = time.monotonic()
     train, path = here.recipe.train, building.path
-    model, tokenizer, fresh = load_reward_model(Path(start.path), train.device, seed)
-    trainable: Any = model.requires_grad_(True)
-    if train.gradient_checkpointing:
-        checkpoint_activations(model)
-    if train.compile:
-        compile_layers(model)
-    if train.lora is not None:
-        trainable = add_lora(model, train.lora.rank, train.lora.alpha, train.lora.targets, seed)
+    trainable, tokenizer, fresh = _trainable(here, start, train.device, seed)
     job = Job(
         model=trainable,
         pairs=PairStore(batches),
@@ -262,10 +256,18 @@ def _train_and_export(
         state_folder=path / ".state",
         reference=None,
         starts_at_reference=False,
+        team=here.team,
     )
+    shared = shard(trainable, here.team, train, None)
     curve = here.parts.trainer(job, here.progress, here.stop)
+    if shared:
+        whole = _trainable(here, start, "cpu", seed)[0] if here.team.main else None
+        gather(trainable, whole)
+        trainable = whole
+    if not here.team.main:
+        return building.finish()
     building.write_part(0, curve)
-    plain = adapters.merge_lora(trainable) if train.lora is not None else model
+    plain = adapters.merge_lora(trainable) if train.lora is not None else trainable
     causal_lm.export(plain, tokenizer, path, _card(here, start))
     facts = {
         "policy_digest": causal_lm.folder_digest(path),
@@ -276,6 +278,20 @@ def _train_and_export(
     finished = building.finish(facts, seconds=time.monotonic() - began)
     shutil.rmtree(path / ".state", ignore_errors=True)
     return finished
+
+
+def _trainable(here: Run, start: PolicyRef, device: str, seed: int) -> tuple[Any, Any, bool]:
+    """Return the reward model with what is to be trained switched on, its tokenizer, and whether its head is new."""
+    train = here.recipe.train
+    model, tokenizer, fresh = load_reward_model(Path(start.path), device, seed)
+    model.requires_grad_(True)
+    if train.gradient_checkpointing:
+        checkpoint_activations(model)
+    if train.compile:
+        compile_layers(model)
+    if train.lora is None:
+        return model, tokenizer, fresh
+    return add_lora(model, train.lora.rank, train.lora.alpha, train.lora.targets, seed), tokenizer, fresh
 
 
 def _decide(here: Run, folder: Path, model: PolicyRef, standing: Standing, longer: bool) -> Artifact[Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from prefloop.artifact import Artifact, Building, Key, StoredPart, open_artifact
+from prefloop.artifact import Artifact, Building, Key, StoredPart
 from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
 from prefloop.models import causal_lm
@@ -30,6 +30,8 @@ from prefloop.rows import (
     digest_of,
     gold_completion,
 )
+from prefloop.team import ALONE, Team
+from prefloop.together import open_shared
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -40,7 +42,7 @@ PAIRS_PER_PART = 512
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage needs to know: where, by which recipe, with which parts, and whom to tell."""
+    """What every stage needs to know: where, by which recipe, with which parts, whom to tell, and who works along."""
 
     root: Path
     recipe: Recipe
@@ -49,10 +51,14 @@ class Run:
     stop: Callable[[], bool]
     begin: Callable[[], None]
     redo: bool = False
+    team: Team = ALONE
 
-    def open(self, path: Path, key: Key, record: type[R] | None) -> Artifact[R] | Building[R]:
-        """Open an artifact of this run; `begin` hears of it if there is something to make."""
-        opened = open_artifact(path, key, record, replace=self.redo)
+    def open(self, path: Path, key: Key, record: type[R] | None, together: bool = False) -> Artifact[R] | Building[R]:
+        """Open an artifact of this run; `begin` hears of it if there is something to make.
+
+        With several ranks the main one makes it, and the others wait; with `together` all of them make it.
+        """
+        opened = open_shared(self.team, path, key, record, self.redo, together)
         if isinstance(opened, Building):
             self.begin()
         return opened
@@ -85,21 +91,34 @@ def write_parts(
 ) -> Artifact[R]:
     """Make one part from each of `inputs`, those that are missing, and finish the artifact with what `count` says.
 
-    At most one part is in memory at a time, unless `inputs` are.
+    At most one part is in memory at a time, unless `inputs` are. Ranks that make it together take parts as they come
+    to them; what is in a part does not depend on who makes it.
     """
+    team = run.team if building.shared else ALONE
     began = time.monotonic()
     total = sum(len(part) for part in inputs)
     done = sum(len(part) for index, part in enumerate(inputs) if building.has_part(index))
     run.progress.start(label, total, "rows", done)
-    for index, part in enumerate(inputs):
+    for index in team.claims(len(inputs)):
+        part = inputs[index]
         if building.has_part(index):
             continue
         building.write_part(index, make(list(part)))
         run.progress.advance(len(part))
         run.check_stop(f"{label}, part {index + 1} of {len(inputs)}")
+    team.gathered()
     run.progress.finish()
-    facts = count(row for part in building.parts() for row in part) if count else {}
+    facts = count(row for part in building.parts() for row in part) if count and team.main else {}
     return building.finish(facts, seconds=time.monotonic() - began)
+
+
+def divisible(component: object) -> bool:
+    """Return whether several ranks may use a sampler or judge at once, each on prompts of its own.
+
+    Not those behind an endpoint, which ask many questions at a time from one process, nor those that say
+    `one_process`, such as a judge that keeps count of what it has spent.
+    """
+    return getattr(component, "base_url", None) is None and not getattr(component, "one_process", False)
 
 
 def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt]) -> Artifact[Prompt]:
@@ -122,7 +141,7 @@ def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: Poli
     """
     inputs = {"prompts": digest_of([(p.prompt_id, [c.text for c in p.candidates]) for p in prompts])}
     key = Key("margins", {"layout": run.recipe.train.layout}, {**inputs, "start": start.digest})
-    opened = run.open(path, key, PromptMargin)
+    opened = run.open(path, key, PromptMargin, together=True)
     if isinstance(opened, Artifact):
         return opened
     lm = causal_lm.load(start.path, precision="auto", device=run.recipe.train.device)
@@ -191,7 +210,7 @@ def sample(run: Run, path: Path, prompts: Sequence[Prompt], draw: Draw, context:
     inputs = {"prompts": digest_of([p.prompt_id for p in prompts]), "policy": context.policy.digest}
     if uses_versions(draw.sampler):
         inputs |= {f"version-{i}": version.digest for i, version in enumerate(context.versions)}
-    opened = run.open(path, Key("samples", settings, inputs), SampleGroup)
+    opened = run.open(path, Key("samples", settings, inputs), SampleGroup, together=divisible(draw.sampler))
     if isinstance(opened, Artifact):
         return opened
     parts = chunks(prompts, run.recipe.prompts_per_part)
@@ -221,7 +240,8 @@ def judge(
 ) -> Artifact[JudgedGroup]:
     """2-judged: every completion with its score; the prompts' gold answers too, where `named` says so."""
     settings = {"judge": key_of(named.judge, named.kind), "with_gold": named.with_gold}
-    opened = run.open(path, Key("judged", settings, {"samples": samples.digest}), JudgedGroup)
+    key = Key("judged", settings, {"samples": samples.digest})
+    opened = run.open(path, key, JudgedGroup, together=divisible(named.judge))
     if isinstance(opened, Artifact):
         return opened
 

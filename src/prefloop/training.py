@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.sharding import gather, shard
 from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
 SAMPLER_GAP = 1e-3
 """Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding")
 """Training settings that do not change the policy."""
 
 
@@ -42,7 +43,7 @@ def batch(
     settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
     inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
     inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
-    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair)
+    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair, together=True)
     if isinstance(opened, Artifact):
         return opened
     began = time.monotonic()
@@ -61,13 +62,16 @@ def batch(
     tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, facts.dropped, sampled_by)
     for index, part in enumerate(batched(tokenized, PAIRS_PER_PART)):
         facts.count(part)
-        use_sampler = reference is not None and _sampler_serves(part, score, facts)
-        if not opened.has_part(index):
+        mine = index % run.team.size == run.team.rank
+        # The main rank looks into every part: what the artifact says of them is its to say.
+        use_sampler = (mine or run.team.main) and reference is not None and _sampler_serves(part, score, facts)
+        if mine and not opened.has_part(index):
             if reference is not None and not use_sampler:
                 part = cache.score(part, score) if cache else score(part)
             opened.write_part(index, part)
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
+    run.team.gathered()
     run.progress.finish()
     if cache and cache.used:
         run.progress.say(f"reference log-probs: those of {cache.used} pairs were in {cache.folder}")
@@ -152,7 +156,7 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     if run.recipe.round_exit == "combine":
         settings["combine"] = run.recipe.combine.model_dump(mode="json")
         inputs |= lineage.past.inputs
-    opened = run.open(path, Key("policy", settings, inputs), StepLog)
+    opened = run.open(path, Key("policy", settings, inputs), StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(run, opened, batches, lineage, seed)
     base = opened.facts.get("base")
@@ -172,13 +176,24 @@ def _train_and_export(
         pairs=PairStore(batches),
         loss=run.parts.loss,
         settings=recipe.train,
-        layout=layout_of(run, lm.model)[0],
+        layout=run.team.tell(layout_of(run, lm.model)[0]),
         seed=seed,
         state_folder=path / ".state",
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
+        team=run.team,
     )
+    shared = shard(job.model, run.team, recipe.train, job.layout)
     curve = run.parts.trainer(job, run.progress, run.stop)
+    if shared:
+        whole = None
+        if run.team.main:
+            lm = causal_lm.load(base, precision="fp32", device="cpu", cache=False)
+            whole = _trainable(run, lm.model, lineage.policy, seed)
+        gather(job.model, whole)
+        job = replace(job, model=whole or job.model)
+    if not run.team.main:
+        return building.finish()
     building.write_part(0, curve)
     plain, left = _leave_round(run, job, base, path, lineage, batches)
     causal_lm.export(plain, lm.tokenizer, path, lineage.card)

@@ -117,6 +117,7 @@ class Llm:
     device: str = "auto"
     """In this process. auto: the first GPU if there is one; or cpu, cuda, cuda:1."""
 
+    one_process: ClassVar[bool] = True  # its store and its budget count for all
     without_effect: ClassVar[tuple[str, ...]] = (
         *("api_key_env", "check_model", "concurrency", "timeout", "retries"),
         *("max_failures", "max_calls", "max_tokens_total", "store"),

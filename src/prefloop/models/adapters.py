@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -97,9 +98,14 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if layer in layers and rest == "weight":
             active = [module for module in layers[layer].active_adapters if module in layers[layer].lora_A]
             updates = (layers[layer].get_delta_weight(module).detach() for module in active)
-            yield f"{layer}.{rest}", sum(updates, start=parameter.detach().float())
+            yield f"{layer}.{rest}", sum(updates, start=whole(parameter.detach()).float())
         elif layer in layers or name.partition(".lora_")[0] not in layers:
-            yield (f"{layer}.{rest}" if rest else name), parameter.detach()
+            yield (f"{layer}.{rest}" if rest else name), whole(parameter.detach())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with all its rows, also where each rank holds some of them; all ranks ask at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def add_twin(model: PeftModel, module: str) -> None:

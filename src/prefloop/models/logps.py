@@ -10,12 +10,14 @@ Only positions that predict a completion token reach the LM head, and the head n
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from prefloop.errors import ConfigError
@@ -209,15 +211,50 @@ def _score(
     head_chunk: int | None = None,
     squares: bool = False,
 ) -> CompletionLogps:
-    head, facts = head_of(model, temperature)
     batch = _pad(groups) if layout == "padded" else _pack(groups, share=layout == "shared")
+    how = _How(temperature, head_chunk, squares)
+    # A sharded model gathers its weights around what it calls itself; see `share_weights`.
+    run = getattr(model, _SHARDED, None)
+    scores, squared = run(batch, how) if run is not None else _scores(model, batch, how)
+    found = _rows(scores, batch.rows)
+    return replace(found, log_squares=_rows(squared, batch.rows).token_logps) if squares else found
+
+
+@dataclass(frozen=True)
+class _How:
+    """How hidden states become log-probs."""
+
+    temperature: float
+    head_chunk: int | None
+    squares: bool
+
+
+_SHARDED = "prefloop_scores"
+"""Method of a sharded model by which it is run."""
+
+
+def share_weights(model: nn.Module, layout: str) -> None:
+    """Let the engine run `model` after `fully_shard`, which gathers weights only around what a module calls itself.
+
+    The model has been looked into before, with `layout` among others: a check now would be one on some ranks only.
+    """
+    causal_lm = _causal_lm(model)
+    setattr(causal_lm, _SHARDED, MethodType(_scores, causal_lm))
+    register_fsdp_forward_method(causal_lm, _SHARDED)
+    _KNOWN_LOGITS.add(causal_lm)
+    _OBJECTIONS.setdefault(causal_lm, {})[layout] = ""
+
+
+def _scores(
+    model: PreTrainedModel, batch: _Batch, how: _How
+) -> tuple[Float[Tensor, " score"], Float[Tensor, " score"]]:
+    """Return the log-probs of all targets of a batch, and what `target_logps_and_squares` gives beside them."""
+    head, facts = head_of(model, how.temperature)
     device = head.weight.device
     sources = torch.tensor(batch.sources, dtype=torch.long, device=device)
     targets = torch.tensor(batch.targets, dtype=torch.long, device=device)
     hidden = _hidden_states(model, batch, device).flatten(0, 1).index_select(0, sources)
-    scores, squared = target_logps_and_squares(hidden, head, targets, facts, head_chunk, squares)
-    found = _rows(scores, batch.rows)
-    return replace(found, log_squares=_rows(squared, batch.rows).token_logps) if squares else found
+    return target_logps_and_squares(hidden, head, targets, facts, how.head_chunk, how.squares)
 
 
 def _hidden_states(model: PreTrainedModel, batch: _Batch, device: torch.device) -> Float[Tensor, "row token width"]:

@@ -3,29 +3,40 @@
     .state/step-00000100/
       weights.safetensors     trainable parameters, and other tensors that the trainer carries along
       moments.safetensors     AdamW's first and second moments, by parameter name
+      weights-00001.safetensors, moments-00001.safetensors …   rows of further ranks, where weights are shared
       steps.parquet           the training curve so far
       state.json              step, the trainer's notes, and the digests of the other files; written with the
                               folder, in one rename
 
-The two newest states are kept. A damaged one is set aside under a clear name and the one before it is used.
+A file of shared weights says in its header which rows it has, so that any number of ranks can read what any other
+number has written. The two newest states are kept. A damaged one is set aside under a clear name and the one before it
+is used. (The file format of `torch.distributed.checkpoint` keeps its index as a pickle, which is never loaded here.)
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from prefloop.artifact import file_digest, read_json, replacing, set_aside, write_json
+from prefloop.artifact import file_digest, flush_tree, read_json, replacing, set_aside, write_json
 from prefloop.columns import read_rows, write_rows
 from prefloop.errors import CorruptArtifact
 from prefloop.rows import StepLog
+from prefloop.team import ALONE, Team
+from prefloop.train.sharding import held_rows, local, writes_rows
 
 KEPT = 2
-_FILES = ("weights.safetensors", "moments.safetensors", "steps.parquet")
+_STEPS = "steps.parquet"
+_ROWS = "rows"
+"""Header of a file of shared weights: by name its first and last row (exclusive), and the rows of the whole."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +53,113 @@ class TrainingState:
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
-def save_state(folder: Path, state: TrainingState) -> None:
-    """Write `state` to `folder/step-N` and remove all but the two newest states."""
-    with replacing(folder / f"step-{state.step:08d}") as temporary:
+def save_state(folder: Path, state: TrainingState, team: Team = ALONE) -> None:
+    """Write `state` to `folder/step-N` and remove all but the two newest states. All ranks of a team call this.
+
+    The main rank writes what is whole, and every rank the rows that it holds.
+    """
+    path = _state(folder, state.step)
+    if not team.main:
+        if any(isinstance(value, DTensor) for value in state.weights.values()):
+            temporary = Path(team.tell())
+            team.gathered(_save_rows(temporary, state, team))
+        return
+    with replacing(path) as temporary:
         temporary.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in state.weights.items()}, temporary / _FILES[0])
-        save_file({k: v.contiguous() for k, v in state.moments.items()}, temporary / _FILES[1])
-        write_rows(temporary / _FILES[2], StepLog, state.steps)
-        digests = {name: file_digest(temporary / name) for name in _FILES}
+        write_rows(temporary / _STEPS, StepLog, state.steps)
+        digests = {_STEPS: file_digest(temporary / _STEPS)}
+        if any(isinstance(value, DTensor) for value in state.weights.values()):
+            team.tell(str(temporary))
+            for found in team.gathered(_save_rows(temporary, state, team)):
+                digests |= found
+        else:
+            digests |= _save_rows(temporary, state, team)
         write_json(temporary / "state.json", {"step": state.step, "notes": dict(state.notes), "files": digests})
     for old in _states(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
-def load_state(folder: Path, device: torch.device) -> TrainingState | None:
-    """Return the newest whole state, or `None` if there is none. Damaged ones are set aside, not deleted."""
+def _save_rows(folder: Path, state: TrainingState, team: Team) -> dict[str, str]:
+    """Write what this rank has to write of the state, and return the digests of its files."""
+    digests = {}
+    for kind, tensors in (("weights", state.weights), ("moments", state.moments)):
+        own = {name: t for name, t in tensors.items() if writes_rows(t, team)}
+        rows = {name: [*held_rows(t), t.shape[0]] for name, t in own.items() if isinstance(t, DTensor)}
+        if own or team.main:
+            name = f"{kind}.safetensors" if team.main else f"{kind}-{team.rank:05d}.safetensors"
+            header = {_ROWS: json.dumps(rows, sort_keys=True)} if rows else None
+            save_file({n: local(t).contiguous() for n, t in own.items()}, folder / name, header)
+            flush_tree(folder / name)
+            digests[name] = file_digest(folder / name)
+    return digests
+
+
+def newest_state(folder: Path) -> int | None:
+    """Return the step of the newest whole state, or `None` if there is none. Damaged ones are set aside."""
     for path in reversed(_states(folder)):
         try:
-            return _read(path, device)
+            return int(_checked(path)["step"])
         except CorruptArtifact:
             set_aside(path, "damaged")
     return None
+
+
+def load_state(folder: Path, device: torch.device) -> TrainingState | None:
+    """Return the newest whole state, or `None` if there is none. Damaged ones are set aside, not deleted."""
+    step = newest_state(folder)
+    return None if step is None else read_state(folder, step, device)
+
+
+def read_state(
+    folder: Path, step: int, device: torch.device, rows: Mapping[str, tuple[int, int]] | None = None
+) -> TrainingState:
+    """Return the state of `step`, which `newest_state` has found whole.
+
+    `rows` says of which parameters only some rows are wanted, first and last (exclusive), with their moments.
+
+    Raises:
+        CorruptArtifact: a file cannot be read, or rows are in none of them.
+
+    """
+    path = _state(folder, step)
+    state = read_json(path / "state.json")
+    weights = _read_rows(path, "weights", rows or {}, device)
+    moments = _read_rows(path, "moments", rows or {}, device)
+    steps = tuple(read_rows(path / _STEPS, StepLog))
+    return TrainingState(state["step"], weights, moments, steps, state.get("notes", {}))
+
+
+def _read_rows(path: Path, kind: str, wanted: Mapping[str, tuple[int, int]], device: torch.device) -> dict[str, Tensor]:
+    """Return all tensors of `path/KIND*.safetensors`, of those in `wanted` the rows that are asked for."""
+    found: dict[str, Tensor] = {}
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    asked: dict[str, int] = {}
+    for file in sorted(path.glob(f"{kind}*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            held = json.loads((opened.metadata() or {}).get(_ROWS, "{}"))
+            names = opened.keys()
+            for name in names:
+                parameter = name if kind == "weights" else name.rpartition(".")[0]
+                view = opened.get_slice(name)
+                if not view.get_shape() or (name not in held and parameter not in wanted):
+                    found[name] = opened.get_tensor(name)
+                    continue
+                count = view.get_shape()[0]
+                first, last, total = held.get(name, (0, count, count))
+                low, high = wanted.get(parameter, (0, total))
+                begin, end = (min(max(bound, first), last) for bound in (low, high))
+                pieces.setdefault(name, []).append((begin, view[begin - first : end - first]))
+                asked[name] = high - low
+    for name, parts in pieces.items():
+        found[name] = torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
+        if len(found[name]) != asked[name]:
+            raise CorruptArtifact(f"{path}: rows of {name} are missing; remove the .state folder to train again")
+    return {name: tensor.to(_place(name, device)) for name, tensor in found.items()}
+
+
+def _place(name: str, device: torch.device) -> torch.device:
+    # AdamW counts its steps on the CPU.
+    return torch.device("cpu") if name.endswith(".step") else device
 
 
 def optimizer_moments(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -89,22 +186,37 @@ def restore_moments(
             raise CorruptArtifact(
                 f"training state: no optimizer moments for {name}; remove the .state folder to train again"
             )
-        optimizer.state[parameter] = found
+        optimizer.state[parameter] = {kind: _like(parameter, value) for kind, value in found.items()}
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return the rows of a moment as the parameter's: shared over ranks where it is."""
+    if not isinstance(parameter, DTensor) or value.ndim == 0:
+        return value
+    return DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _state(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
 
 
-def _read(path: Path, device: torch.device) -> TrainingState:
+def _checked(path: Path) -> Any:
+    """Return `state.json`, all files being what it says."""
     if not (path / "state.json").is_file():
         raise CorruptArtifact(f"{path}: no state.json")
     state = read_json(path / "state.json")
-    for name in _FILES:
-        if not (path / name).is_file() or file_digest(path / name) != state["files"][name]:
+    for name, digest in state["files"].items():
+        if not (path / name).is_file() or file_digest(path / name) != digest:
             raise CorruptArtifact(f"{path / name}: missing or damaged")
-    moments = load_file(path / _FILES[1])
-    on_device = {k: v if k.endswith(".step") else v.to(device) for k, v in moments.items()}
-    weights = load_file(path / _FILES[0], device=str(device))
-    steps = tuple(read_rows(path / _FILES[2], StepLog))
-    return TrainingState(state["step"], weights, on_device, steps, state.get("notes", {}))
+    return state

@@ -16,6 +16,7 @@ from prefloop.rows import StepLog
 from prefloop.tensors import CompletionLogps, LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.job import Job
+from prefloop.train.sharding import counts, divisor
 from prefloop.train.update import (
     Carried,
     Player,
@@ -206,8 +207,7 @@ class _Race:
 
     def accumulate(self, step: int, microbatches: Sequence[Sequence[int]]) -> Totals:
         """Add up the gradients of both modules; then, every k steps, see who has the fast role from now on."""
-        size = sum(map(len, microbatches))
-        totals = Totals()
+        totals, seen = Totals(), torch.zeros_like(self.carried.tensors[WINDOW])
         for index, microbatch in enumerate(microbatches):
             logps = [self._score(module, microbatch) for module in MODULES]
             if step == 0 and index == 0 and self.job.starts_at_reference:
@@ -218,9 +218,11 @@ class _Race:
             # One at a time, with its module active: recomputed activations must come from that module again.
             for module, objective in ((1 - self.fast, found.slow), (self.fast, found.fast)):
                 self.model.set_adapter(MODULES[module])
-                (objective.sum() / size).backward()
-            totals.add(self._logged(found), fast)
-            self._add_to_window(found, fast.weight)
+                (objective.sum() / divisor(microbatches, index)).backward()
+            totals.add(self._logged(found), fast, counts(microbatches, index))
+            if counts(microbatches, index):
+                self._see(seen, found, fast.weight)
+        self.carried.tensors[WINDOW] += self.job.team.sum(seen)
         if (step + 1) % self.game.check_every == 0:
             self._check_roles()
         return totals
@@ -231,10 +233,9 @@ class _Race:
         with autocast(self.model.device, self.job.settings.precision):
             return pair_logps(self.model, rows, layout=self.job.layout, views=views_of(self.job.loss))
 
-    def _add_to_window(self, found: Objectives, weight: Tensor) -> None:
-        window = self.carried.tensors[WINDOW]
-        window[self.fast] += (found.base_fast.loss.detach() * weight).sum()
-        window[1 - self.fast] += (found.base_slow.loss.detach() * weight).sum()
+    def _see(self, seen: Tensor, found: Objectives, weight: Tensor) -> None:
+        seen[self.fast] += (found.base_fast.loss.detach() * weight).sum()
+        seen[1 - self.fast] += (found.base_slow.loss.detach() * weight).sum()
 
     def _check_roles(self) -> None:
         window = self.carried.tensors[WINDOW]

@@ -27,6 +27,7 @@ from prefloop.train.rollouts import (
     surrogate,
     watched,
 )
+from prefloop.train.sharding import counts, divisor, rows_of
 from prefloop.train.update import Player, Totals, make_optimizer, take_steps
 
 SMALL = 1e-4
@@ -152,20 +153,21 @@ class Play:
 
     def accumulate(self, step: int, microbatches: Sequence[Sequence[int]]) -> Totals:
         """Add up the policy's gradient of one step."""
-        rows = [i for microbatch in microbatches for i in microbatch]
+        rows = rows_of(microbatches)
         count = sum(self.rollouts[i].weight for i in rows)
         tokens = sum(self.rollouts[i].weight * len(self.rollouts[i].old) for i in rows)
         totals = Totals()
-        for microbatch in microbatches:
+        for index, microbatch in enumerate(microbatches):
             scored = score(self.job, microbatch, self.rollouts)
             loss, ratio, clipped = self.losses(scored, [self.advantages[i] for i in microbatch])
             if self.rule.average == "completion":
                 rows_loss = of_rows(loss, scored.mask, len(rows) / count) / scored.logps.policy_chosen.length
             else:
                 rows_loss = of_rows(loss, scored.mask, len(rows) / tokens)
-            ((rows_loss * scored.logps.weight).sum() / len(rows)).backward()
+            ((rows_loss * scored.logps.weight).sum() / divisor(microbatches, index)).backward()
             extra = watched(scored, ratio, clipped, len(rows) / tokens)
-            totals.add(self._logged(scored, rows_loss, microbatch, extra), scored.logps)
+            output = self._logged(scored, rows_loss, microbatch, extra)
+            totals.add(output, scored.logps, counts(microbatches, index))
         return totals
 
     def losses(self, scored: Scored, advantages: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:

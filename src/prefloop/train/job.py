@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from prefloop.protocols import Loss, Progress
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
+from prefloop.team import ALONE, Team
 from prefloop.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Job:
 
     `reference` is the loss's frozen model, whose log-probs the pairs hold already; a trainer that needs the model
     itself loads it. `starts_at_reference` says that policy and reference are the same model at step 0. The training
-    state goes to `state_folder`.
+    state goes to `state_folder`. `team` are the processes that train together.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class Job:
     state_folder: Path
     reference: PolicyRef | None
     starts_at_reference: bool
+    team: Team = ALONE
 
 
 class Trainer(Protocol):

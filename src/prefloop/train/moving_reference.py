@@ -16,6 +16,7 @@ from prefloop.rows import StepLog
 from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.job import Job
+from prefloop.train.sharding import counts, divisor
 from prefloop.train.update import (
     Carried,
     Player,
@@ -117,7 +118,6 @@ class Following:
         if step > 0 and step % self.every == 0:
             follow(self.reference, self.job.model, self.share)
         updates = step // self.every
-        size = sum(map(len, microbatches))
         totals = Totals()
         for index, microbatch in enumerate(microbatches):
             logps = self._stored(microbatch) if updates == 0 else self._live(microbatch)
@@ -125,8 +125,8 @@ class Following:
                 check_starts_at_reference(logps, self.job.settings.precision, logps.weight.device)
             watch(logps)
             output = self.job.loss(logps)
-            ((output.loss * logps.weight).sum() / size).backward()
-            totals.add(_counted(output, updates), logps)
+            ((output.loss * logps.weight).sum() / divisor(microbatches, index)).backward()
+            totals.add(_counted(output, updates), logps, counts(microbatches, index))
         return totals
 
     def _stored(self, microbatch: Sequence[int]) -> PairLogps:

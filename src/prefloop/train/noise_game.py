@@ -22,6 +22,7 @@ from prefloop.rows import StepLog
 from prefloop.tensors import CompletionLogps, LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.job import Job
+from prefloop.train.sharding import counts, divisor, sum_gradients
 from prefloop.train.update import (
     Player,
     Totals,
@@ -203,7 +204,6 @@ class _Round:
         if not joint and step % self.game.policy_steps == 0:
             for earlier in range(draw):
                 self._move_noise(step, earlier, microbatches)
-        size = sum(map(len, microbatches))
         totals = Totals()
         for index, microbatch in enumerate(microbatches):
             logps = self._score(microbatch)
@@ -216,18 +216,18 @@ class _Round:
             total = (output.loss * logps.weight).sum()
             if joint:
                 total = total + self._noise_total(logps, noisy)
-            (total / size).backward()
-            totals.add(self._logged(output, logps, noisy), logps)
+            (total / divisor(microbatches, index)).backward()
+            totals.add(self._logged(output, logps, noisy), logps, counts(microbatches, index))
         return totals
 
     def _move_noise(self, step: int, draw: int, microbatches: Sequence[Sequence[int]]) -> None:
         """Take one step of the noise while the policy stands still."""
-        size = sum(map(len, microbatches))
-        for microbatch in microbatches:
+        for index, microbatch in enumerate(microbatches):
             with torch.no_grad():
                 logps = self._score(microbatch)
             noisy = self._noisy_side(microbatch, logps, (step, draw))
-            (self._noise_total(logps, noisy) / size).backward()
+            (self._noise_total(logps, noisy) / divisor(microbatches, index)).backward()
+        sum_gradients(self.job.team, self.noise.named.values())
         clip(self.noise.named.values(), self.job.settings.max_grad_norm)
         self.noise.optimizer.step()
         self.noise.optimizer.zero_grad(set_to_none=True)

@@ -139,7 +139,7 @@ class Plan(Sequence[Step]):
         chosen = self._order(epoch)[place * self.pairs_per_step :][: self.pairs_per_step]
         largest, first = self._of_owner
         step_pairs = chosen[np.lexsort((chosen, first[chosen], largest[chosen]))]
-        return list(self._microbatches(step_pairs.tolist()))
+        return list(self.cut(step_pairs.tolist(), self.budget))
 
     def longest(self) -> list[int]:
         """Return the microbatch with the most tokens; of a long plan, the most among steps of the longest pairs."""
@@ -182,13 +182,18 @@ class Plan(Sequence[Step]):
         np.maximum.at(largest, group, self.pairs.lengths.sum(1, dtype=np.int32))
         return largest[group], first[group]
 
-    def _microbatches(self, step: Sequence[int]) -> Iterator[list[int]]:
+    def tokens(self, pairs: Sequence[int]) -> int:
+        """Return the tokens of some pairs, each with its own context."""
+        return int(self.pairs.lengths[list(pairs)].sum())
+
+    def cut(self, step: Sequence[int], budget: int) -> Iterator[list[int]]:
+        """Yield the microbatches of at most `budget` tokens that pairs in this order make."""
         lengths, owners = self.pairs.lengths[step].tolist(), self.pairs.owners[step].tolist()
         batch: list[int] = []
         used, last = 0, None
         for pair, (context, *completions), owner in zip(step, lengths, owners, strict=True):
             cost = sum(completions) + (0 if batch and owner == last else context)
-            if batch and used + cost > self.budget:
+            if batch and used + cost > budget:
                 yield batch
                 batch, used, cost = [], 0, context + sum(completions)
             batch.append(pair)

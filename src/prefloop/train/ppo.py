@@ -30,6 +30,7 @@ from prefloop.train.rollouts import (
     surrogate,
     watched,
 )
+from prefloop.train.sharding import counts, divisor, rows_of
 from prefloop.train.update import Player, Totals, autocast, make_optimizer, take_steps
 
 NAME = "value."
@@ -127,7 +128,8 @@ class PPO:
             checkpoint_activations(value.model)
         play = Play(self, job, rollouts, value, self.advantages(job, rollouts, value))
         curve = take_steps(job, self.players(job, value), play.accumulate, progress, stop)
-        value.save(job.state_folder.parent)
+        if job.team.main:
+            value.save(job.state_folder.parent)
         return curve
 
     def players(self, job: Job, value: ValueModel) -> list[Player]:
@@ -250,19 +252,19 @@ class Play:
 
     def accumulate(self, step: int, microbatches: Sequence[Sequence[int]]) -> Totals:
         """Add up the gradients of policy and value model of one step."""
-        rows = [i for microbatch in microbatches for i in microbatch]
+        rows = rows_of(microbatches)
         tokens = sum(self.rollouts[i].weight * len(self.rollouts[i].old) for i in rows)
         spread = self._spread(rows)
         totals = Totals()
-        for microbatch in microbatches:
+        for index, microbatch in enumerate(microbatches):
             scored = score(self.job, microbatch, self.rollouts)
             with autocast(scored.live.device, self.job.settings.precision):
                 values = self.value(groups_of(self.job, microbatch))
             output, policy, values_loss = self._losses(scored, microbatch, values, len(rows) / tokens, spread)
             weight = scored.logps.weight
-            total = ((policy + self.rule.value_weight * values_loss) * weight).sum() / len(rows)
-            total.backward()
-            totals.add(output, scored.logps)
+            total = ((policy + self.rule.value_weight * values_loss) * weight).sum()
+            (total / divisor(microbatches, index)).backward()
+            totals.add(output, scored.logps, counts(microbatches, index))
         return totals
 
     def _losses(

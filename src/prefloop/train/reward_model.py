@@ -16,6 +16,7 @@ from prefloop.protocols import Progress
 from prefloop.rows import StepLog, TokenizedPair
 from prefloop.tensors import CompletionLogps, LossOutput, PairLogps
 from prefloop.train.job import Job
+from prefloop.train.sharding import counts, divisor
 from prefloop.train.update import Player, Totals, autocast, make_optimizer, take_steps
 
 
@@ -74,9 +75,8 @@ class RewardModel:
 
     def _accumulate(self, job: Job, microbatches: Sequence[Sequence[int]]) -> Totals:
         """Add up the gradient of the mean over the step's pairs."""
-        size = sum(map(len, microbatches))
         totals = Totals()
-        for microbatch in microbatches:
+        for index, microbatch in enumerate(microbatches):
             pairs = [job.pairs[i] for i in microbatch]
             sides = [(*p.context, *p.chosen) for p in pairs] + [(*p.context, *p.rejected) for p in pairs]
             device = next(job.model.parameters()).device
@@ -85,9 +85,10 @@ class RewardModel:
             margins = torch.tensor([self._margin(pair) for pair in pairs], device=device)
             weight = torch.tensor([pair.weight for pair in pairs], device=device)
             loss = bradley_terry(chosen, rejected, margins, self.center)
-            ((loss * weight).sum() / size).backward()
+            ((loss * weight).sum() / divisor(microbatches, index)).backward()
             output = LossOutput(loss.detach(), chosen.detach(), rejected.detach())
-            totals.add(output, _as_logps(chosen.detach(), rejected.detach(), weight))
+            logps = _as_logps(chosen.detach(), rejected.detach(), weight)
+            totals.add(output, logps, counts(microbatches, index))
         return totals
 
     def _margin(self, pair: TokenizedPair) -> float:

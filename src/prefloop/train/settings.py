@@ -53,6 +53,10 @@ class TrainSettings(BaseModel):
     """How pairs lie in a microbatch. auto: the fastest that the architecture takes. Same result in each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    sharding: Literal["auto", "replicate", "full", "hybrid"] = "auto"
+    """With several ranks: replicate keeps all weights on each; full gives each some rows of weights and moments
+    (FSDP2); hybrid does so within a machine and replicates across machines. auto: full on GPUs, replicate on CPUs.
+    Same result in each; a LoRA adapter is always replicated. One process has nothing to share."""
     compile: bool = False
     """torch.compile of the decoder layers; attention along shared prompts and the LM head stay as they are. On a CPU
     it gains a few percent and costs up to a minute in each round, so it is for long rounds. Needs a C++ compiler."""

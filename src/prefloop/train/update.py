@@ -11,20 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
+from prefloop.models.adapters import whole
 from prefloop.protocols import Progress, reads_squares, views_of
 from prefloop.rows import NamedValue, StepLog
+from prefloop.team import Team
 from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.checkpoint import (
     TrainingState,
-    load_state,
+    newest_state,
     optimizer_moments,
+    read_state,
     restore_moments,
     save_state,
 )
 from prefloop.train.job import Job
 from prefloop.train.plan import Plan
 from prefloop.train.settings import TrainSettings
+from prefloop.train.sharding import any_rank, counts, divisor, local, rows_held, share_of, sum_gradients
 from prefloop.train.store import index_of
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -76,8 +80,8 @@ class Totals:
     present: dict[str, Tensor] = field(default_factory=dict)
     """Rows that have a chosen side, and rows that have a rejected one."""
 
-    def add(self, output: LossOutput, logps: PairLogps) -> None:
-        """Add the pairs of a microbatch."""
+    def add(self, output: LossOutput, logps: PairLogps, counts: bool = True) -> None:
+        """Add the pairs of a microbatch; zeros where it does not count (see `sharding.Share`)."""
         margin = output.chosen_reward - output.rejected_reward
         values = {
             "loss": output.loss * logps.weight,
@@ -92,9 +96,23 @@ class Totals:
         }
         extra = {f"{EXTRA}{name}": value for name, value in output.extra.items()}
         for name, value in (values | extra | _steepness(logps)).items():
-            _increase(self.sums, name, value.detach().sum())
+            total = value.detach().sum()
+            _increase(self.sums, name, total if counts else torch.zeros_like(total))
         for side, scored in (("chosen", logps.policy_chosen), ("rejected", logps.policy_rejected)):
-            _increase(self.present, side, scored.mask.any(-1).sum())
+            rows = scored.mask.any(-1).sum()
+            _increase(self.present, side, rows if counts else torch.zeros_like(rows))
+
+    def over(self, team: Team) -> "Totals":
+        """Return the sums over all ranks, which call this together."""
+        if team.size == 1:
+            return self
+        # Every rank has the same names in the same order.
+        values = torch.stack([value.double() for value in (*self.sums.values(), *self.present.values())])
+        summed = team.sum(values).unbind()
+        count = len(self.sums)
+        return Totals(
+            dict(zip(self.sums, summed[:count], strict=True)), dict(zip(self.present, summed[count:], strict=True))
+        )
 
     def mean(self, name: str, size: int) -> float:
         """Return the mean over the step's `size` pairs; of a side's reward or log-prob, over those that have it."""
@@ -161,7 +179,7 @@ def take_steps(
     parameters, and of what is `carried`, differ. Raises as `train` does.
     """
     carried = carried or Carried()
-    settings = job.settings
+    settings, team = job.settings, job.team
     plan = plan_of(job)
     require_whole_steps(job, plan)
     named = {name: p for player in players for name, p in player.named.items()}
@@ -175,14 +193,17 @@ def take_steps(
         for player in players:
             for group in player.optimizer.param_groups:
                 group["lr"] = rate * player.scale
-        totals = accumulate(step, plan[step])
+        share = share_of(plan, step, team)
+        totals = accumulate(step, share)
+        for player in players:
+            sum_gradients(team, player.named.values())
         norms = [clip(player.named.values(), settings.max_grad_norm) for player in players]
         done = step + 1
-        stopping = stop()
+        stopping = any_rank(team, stop())
         save = done < len(plan) and (stopping or done % settings.checkpoint_every == 0)
         log = done == len(plan) or done % settings.log_every == 0
         if log or save:
-            row = _log(totals, norms[0], done, settings.epochs * done / len(plan), rate, _size(plan[step]))
+            row = _log(totals.over(team), norms[0], done, settings.epochs * done / len(plan), rate, len(share.rows))
             _require_finite(row, norms, named, job.state_folder)
             curve.extend([row] if log else [])
         for player in players:
@@ -212,6 +233,11 @@ def require_whole_steps(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> No
         ConfigError: the loss couples rows and a step has several microbatches.
 
     """
+    if job.loss.couples_rows and job.team.size > 1:
+        raise ConfigError(
+            f"loss: {type(job.loss).__name__} compares all pairs of a step, so that a step cannot be split over "
+            f"{job.team.size} ranks; start one process"
+        )
     if job.loss.couples_rows and any(len(step) > 1 for step in plan):
         raise ConfigError(
             f"train.tokens_per_microbatch: {type(job.loss).__name__} compares all pairs of a step, which do not fit "
@@ -281,22 +307,21 @@ def _save(job: Job, done: int, players: Sequence[Player], carried: Carried, curv
         names: dict[Tensor, str] = {p: name for name, p in player.named.items()}
         weights |= {name: p.detach() for name, p in player.named.items()}
         moments |= optimizer_moments(player.optimizer, names)
-    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes))
+    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes), job.team)
 
 
 def _resume(job: Job, players: Sequence[Player], carried: Carried, curve: list[StepLog]) -> int:
-    device = next(iter(players[0].named.values())).device
-    state = load_state(job.state_folder, device)
-    if state is None:
+    named = {name: p for player in players for name, p in player.named.items()}
+    # The main rank sets damaged states aside; then all read the one that it found.
+    found = job.team.tell(newest_state(job.state_folder) if job.team.main else None)
+    if found is None:
         return 0
+    state = read_state(job.state_folder, found, next(iter(named.values())).device, rows_held(named))
     with torch.no_grad():
-        for name, tensor in carried.tensors.items():
-            tensor.copy_(state.weights[name])
+        for name, tensor in (carried.tensors | named).items():
+            local(tensor).copy_(state.weights[name])
     carried.notes.update(state.notes)
     for player in players:
-        with torch.no_grad():
-            for name, parameter in player.named.items():
-                parameter.copy_(state.weights[name])
         restore_moments(player.optimizer, {p: name for name, p in player.named.items()}, state.moments)
     curve.extend(state.steps)
     return state.step
@@ -305,7 +330,6 @@ def _resume(job: Job, players: Sequence[Player], carried: Carried, curve: list[S
 def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bool) -> Totals:
     """Add up the gradient of the mean over the step's pairs, microbatch by microbatch."""
     device = next(job.model.parameters()).device
-    size = _size(microbatches)
     totals = Totals()
     for index, microbatch in enumerate(microbatches):
         rows = [job.pairs[i] for i in microbatch]
@@ -316,8 +340,8 @@ def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bo
             check_starts_at_reference(logps, job.settings.precision, device)
         watch(logps)
         output = job.loss(logps)
-        ((output.loss * logps.weight).sum() / size).backward()
-        totals.add(output, logps)
+        ((output.loss * logps.weight).sum() / divisor(microbatches, index)).backward()
+        totals.add(output, logps, counts(microbatches, index))
     return totals
 
 
@@ -343,13 +367,12 @@ def check_starts_at_reference(logps: PairLogps, precision: str, device: torch.de
         )
 
 
-def _size(microbatches: Sequence[Sequence[int]]) -> int:
-    return sum(len(m) for m in microbatches)
-
-
 def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Scale gradients down to `max_norm` where they are larger; return the norm that they had."""
-    return nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)
+    moved = list(parameters)
+    norm = whole(nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None]))
+    nn.utils.clip_grads_with_norm_(moved, math.inf if max_norm is None else max_norm, norm)
+    return norm
 
 
 def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, size: int) -> StepLog:
@@ -362,7 +385,7 @@ def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, siz
 def _require_finite(row: StepLog, norms: Sequence[Tensor], named: dict[str, nn.Parameter], states: Path) -> None:
     if math.isfinite(row.loss) and all(math.isfinite(float(norm)) for norm in norms):
         return
-    bad = next((n for n, p in named.items() if p.grad is not None and not bool(p.grad.isfinite().all())), "none")
+    bad = next((n for n, p in named.items() if p.grad is not None and not bool(local(p.grad).isfinite().all())), "none")
     raise TrainingDiverged(
         f"step {row.step}: loss {row.loss}, gradient norm {row.grad_norm}, first bad gradient: {bad}. The policy on "
         f"disk is the last good one (states in {states}). Lower train.learning_rate, or set train.max_grad_norm"
