@@ -15,7 +15,7 @@ CLAIM = Claim(
     judge="vader",
     quality=PLEASANT,
     data="sources",
-    common=("order.names=[mood, writer]", "train.epochs=3"),
+    common=("order.names=[mood, writer]", "train.epochs=2"),
     rates=ADAPTER_RATES,
     arms=(
         Arm("COFS-DPO", "cofs_dpo", (CHECKS,), "a module for each domain, combined by a fit"),

@@ -3,8 +3,8 @@
 from benchmarks.claims.engine.records import Arm, Claim, Comparison
 from benchmarks.claims.engine.worlds import PLEASANT
 
-ADAPTER_RATES = (1e-3, 3e-3, 1e-2)
-"""Learning rates of a LoRA adapter of rank 16: ten to thirty times those of all weights."""
+ADAPTER_RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates of a LoRA adapter: three times those of all weights."""
 DPO = "trainer={kind: update}"
 """Plain minimisation with one module, in everything else OFS-DPO's recipe."""
 CHECKS = "trainer.check_every=4"
@@ -18,7 +18,7 @@ CLAIM = Claim(
     judge="vader",
     quality=PLEASANT,
     data="rated",
-    common=("rounds=3", "prompts_per_round=112", "train.epochs=3"),
+    common=("rounds=3", "prompts_per_round=112", "train.epochs=2"),
     rates=ADAPTER_RATES,
     arms=(
         Arm("OFS-DPO", "ofs_dpo", (CHECKS,), "fast and slow module; the fast one is the policy"),
@@ -27,7 +27,7 @@ CLAIM = Claim(
     comparisons=(Comparison("OFS-DPO beats DPO", ("OFS-DPO",), ("DPO",)),),
     notes=(
         "A stream of three slices; the best against the worst of four completions of each prompt by the starting "
-        "policy, rated by VADER, made anew for each seed. Three passes over each slice, so that DPO's gradient has a "
+        "policy, rated by VADER, made anew for each seed. Two passes over each slice, so that DPO's gradient has a "
         "chance to vanish.",
         "Both arms train a LoRA adapter of rank 16 against the first policy as reference. An update of OFS-DPO moves "
         "two modules and costs twice as much; it is counted as one.",
