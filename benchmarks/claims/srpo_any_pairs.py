@@ -4,7 +4,7 @@ from benchmarks.claims.engine.records import Arm, Claim, Comparison, Quality
 
 CLAIM = Claim(
     title="SRPO's optimum does not depend on which pairs are asked",
-    statement="Pairs that other policies wrote move the optimum of DPO and IPO, but not SRPO's: that is its robustness.",
+    statement="Pairs that other policies wrote move the optimum of DPO and IPO, but not SRPO's.",
     source="arXiv 2406.01660",
     judge="",
     quality=Quality("how far the policy moves if other pairs are asked (%, total variation)", (), "percent"),

@@ -170,7 +170,7 @@ def _comparisons(claim: Claim, entry: Entry) -> list[str]:
         words, against = _statistics_in_words(comparison), " − ".join(_sides(comparison))
         shown = "–" if found["value"] is None else _interval(found["value"], found["low"], found["high"])
         seeds = ", ".join(f"{d:+.1f}" for d in found["differences"])
-        p = "–" if found["p_holm"] is None else f"{found['p_holm']:.2g}"
+        p = "–" if found.get("p_holm") is None else f"{found['p_holm']:.2g}"
         lines.append(f"| {comparison.words} | {words}: {against} | {shown} | {seeds} | {p} | **{found['verdict']}** |")
     return lines
 
@@ -232,7 +232,7 @@ def _code(settings: Sequence[str]) -> str:
 
 def _head(sizes: Sizes) -> str:
     facts = [
-        f"**Worlds**: {_list(worlds.IN_WORDS.values())}. What holds here need not hold for a model of billions of "
+        f"**Worlds**: {_list(worlds.IN_WORDS.values())}; a world of nine answers whose optima are known. What holds here need not hold for a model of billions of "
         "parameters, nor the reverse: a claim that is not reproduced here is not refuted.",
         "**Same budget**: the arms of a claim draw the same number of completions and take the same number of updates, "
         "but for prompts that give no pair; the tables show both. Settings of every arm of every claim: "
