@@ -22,6 +22,7 @@ from prefloop.launch import read_recipe
 from prefloop.ledger import SUMMARY
 from prefloop.loop import check_combination
 from prefloop.loop import run as run_loop
+from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Progress, Quiet
 from prefloop.recipe import flow_yaml, for_round, read_override, read_yaml
 from prefloop.rows import JudgedGroup, digest_of
@@ -116,8 +117,10 @@ def compare(
     if asked.seeds is not None and asked.seeds < 1:
         raise ConfigError(f"--seeds: must be ≥ 1, got {asked.seeds}")
     entries, dropped = _entries(asked)
-    entries, notes = equalise(entries, asked.budget)
-    _check(entries)
+    prompts = _prompts(entries)
+    available = {entry.name: len(prompts[str(entry.recipe.prompts)].train) for entry in entries}
+    entries, notes = equalise(entries, asked.budget, available)
+    _check(entries, prompts)
     progress = progress or Quiet()
     for note in (*dropped, *notes):
         progress.say(note)
@@ -131,7 +134,13 @@ def compare(
         return write_comparison(root, methods, [*dropped, *notes], swept=asked.grid is not None)
 
 
-def _check(entries: Sequence[Entry]) -> None:
+def _prompts(entries: Sequence[Entry]) -> dict[str, PromptSet]:
+    """Return the prompts of all methods, by what their recipes say of them."""
+    asked = {str(entry.recipe.prompts): entry.recipe for entry in entries}
+    return {words: resolve_prompts(recipe) for words, recipe in asked.items()}
+
+
+def _check(entries: Sequence[Entry], prompts: Mapping[str, PromptSet]) -> None:
     """Refuse now what would stop a later run: choices that contradict each other, and prompts with nothing in common.
 
     Raises:
@@ -146,7 +155,7 @@ def _check(entries: Sequence[Entry]) -> None:
             check_combination(its_recipe, build_parts(its_recipe))
         asked = f"{entry.recipe.prompts} {entry.recipe.evaluate.prompts}"
         if asked not in holdouts:
-            found = held_out(entry.recipe, resolve_prompts(entry.recipe))
+            found = held_out(entry.recipe, prompts[str(entry.recipe.prompts)])
             holdouts[asked] = {prompt.prompt_id for prompt in found}
     shared = set.intersection(*holdouts.values())
     if len(shared) < min(MIN_HOLDOUT, *(len(ids) for ids in holdouts.values())):

@@ -232,8 +232,9 @@ def _code(settings: Sequence[str]) -> str:
 
 def _head(sizes: Sizes) -> str:
     facts = [
-        f"**Worlds**: {_list(worlds.IN_WORDS.values())}; a world of nine answers whose optima are known. What holds here need not hold for a model of billions of "
-        "parameters, nor the reverse: a claim that is not reproduced here is not refuted.",
+        f"**Worlds**: {_list(worlds.IN_WORDS.values())}; a world of nine answers whose optima are known. What holds "
+        "here need not hold for a model of billions of parameters, nor the reverse: a claim that is not reproduced "
+        "here is not refuted.",
         "**Same budget**: the arms of a claim draw the same number of completions and take the same number of updates, "
         "but for prompts that give no pair; the tables show both. Settings of every arm of every claim: "
         f"{_code(worlds.BASE)}. The learning rate is constant within a round, so that several short rounds and a long "
