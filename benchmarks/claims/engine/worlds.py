@@ -55,7 +55,7 @@ LANGUAGE = Quality("language, by two models that take no part in training", ("st
 PLEASANT = Quality(
     "mood and language together, by a word list and a model that take no part in training", ("opinion", "fluency")
 )
-MOOD = Quality("mood, by a word list that takes no part in training", ("opinion",))
+FLUENT = Quality("language alone, by a model that takes no part in training", ("fluency",))
 RIGHT = Quality("right answers, by recomputation", ("sums",), "percent")
 
 WORLDS = {"stories": "embedded", "sums": "embedded-sums"}
