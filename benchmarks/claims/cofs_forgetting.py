@@ -33,8 +33,8 @@ CLAIM = Claim(
         "`mood` (happiest against saddest of four own samples by VADER). Each teaches one half of the quality. In this "
         "order, because mood learned first did not fall while the writer was learned, on a seed that is not reported: "
         "there was nothing to forget.",
-        "What is forgotten is the fall of language, by a model that takes no part in training, while mood is learned. A "
-        "method that learns little has little to forget, so quality over both domains at the end is compared too.",
+        "What is forgotten is the fall of language, by a model that takes no part in training, while mood is learned. "
+        "A method that learns little has little to forget, so quality over both domains at the end is compared too.",
         "COFS-DPO fits the weights of its modules on 64 pairs of each domain, as its recipe says: that is the method's "
         "memory, which the others do not have. How the paper chooses them was not found.",
     ),

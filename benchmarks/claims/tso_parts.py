@@ -21,7 +21,7 @@ CLAIM = Claim(
     source="arXiv 2409.02118",
     judge="vader",
     quality=PLEASANT,
-    common=("rounds=5", "prompts_per_round=64"),
+    common=("rounds=4", "prompts_per_round=80"),
     arms=(
         Arm("TSO", "tso", (MATRIX,), "matrix of versions and human answers, dual clip"),
         Arm("matrix only", "tso", (MATRIX, NO_CLIP), "the same pairs, DPO's loss"),
