@@ -15,7 +15,7 @@ CLAIM = Claim(
     judge="vader",
     quality=PLEASANT,
     common=("sampler.completions=4", "train.lora.rank=8", "train.lora.alpha=16", "train.epochs=2"),
-    rates=ADAPTER_RATES,
+    rates=(*ADAPTER_RATES, 3e-3),
     arms=(
         Arm("mrDPO", "mrdpo", ROUNDS, "four rounds, each on a fresh adapter, guided"),
         Arm("one long DPO", "mrdpo", (*LONG, "pair_builder={kind: ranked}", "loss={kind: dpo}"), "one round"),
