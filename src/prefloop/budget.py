@@ -1,9 +1,10 @@
 """One budget for methods that are compared: the same held-out evaluation, and as many samples and updates for each.
 
-Samples of a round are prompts × completions. All methods draw as many as the one that draws most: those with fewer
-completions a prompt get more prompts. Updates are optimizer steps of the whole run. All methods take as many as the one
-that takes most, by whole further passes over their pairs. How many pairs a rule makes is known beforehand for some
-rules only; for the others the passes stay as they are. What was really drawn and taken is in the report.
+Samples are rounds × prompts × completions. All methods draw as many as the one that draws most, or as there are prompts
+for: those with fewer rounds or completions get more prompts a round. Updates are optimizer steps of the whole run. All
+methods take as many as the one that takes most, by whole further passes over their pairs. How many pairs a rule makes
+is known beforehand for some rules only; for the others the passes stay as they are. What was really drawn and taken is
+in the report.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,15 @@ class Entry:
     varied: Mapping[str, Any]
 
 
-def equalise(entries: Sequence[Entry], mode: str) -> tuple[list[Entry], list[str]]:
+def equalise(
+    entries: Sequence[Entry], mode: str, available: Mapping[str, int] | None = None
+) -> tuple[list[Entry], list[str]]:
     """Return the entries under one evaluation and, if `mode` is equal, one budget; and what was changed, in words.
+
+    Args:
+        entries: the methods.
+        mode: equal or own.
+        available: training prompts by an entry's name, where known: no round can have more.
 
     Raises:
         ConfigError: another mode, or methods whose judges of the evaluation, prompts or policies differ.
@@ -45,7 +53,7 @@ def equalise(entries: Sequence[Entry], mode: str) -> tuple[list[Entry], list[str
         f"Held-out completions of all methods: judge {judge.kind}, {_words(sampler)}.",
     ]
     if mode == "equal":
-        made, said = _same_samples(made)
+        made, said = _same_samples(made, available or {})
         made, more = _same_updates(made)
         notes += said + more
     return made, notes
@@ -117,9 +125,12 @@ def completions_of(recipe: Recipe) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _same_samples(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    drawn = {e.name: (completions_of(e.recipe) or 0) * (e.recipe.prompts_per_round or 0) for e in entries}
-    most = max(drawn.values())
+def _same_samples(entries: Sequence[Entry], available: Mapping[str, int]) -> tuple[list[Entry], list[str]]:
+    each = {e.name: (completions_of(e.recipe) or 0) * e.recipe.rounds for e in entries}  # of one prompt a round
+    prompts = {e.name: _prompts(e.recipe, available.get(e.name)) for e in entries}
+    drawn = {name: each[name] * prompts[name] for name in each}
+    possible = [each[name] * available[name] for name in each if drawn[name] and name in available]
+    most = min([max(drawn.values()), *possible])
     made, notes = [], []
     for entry in entries:
         if not drawn[entry.name]:
@@ -127,14 +138,20 @@ def _same_samples(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
             notes.append(f"{entry.name}: {why}, so its samples cannot be made equal; they are in the budget table.")
             made.append(entry)
             continue
-        prompts = max(1, round(most / (completions_of(entry.recipe) or 1)))
-        if prompts != entry.recipe.prompts_per_round:
+        fitting = max(1, round(most / each[entry.name]))
+        if fitting != prompts[entry.name]:
             notes.append(
-                f"{entry.name}: {prompts} prompts a round instead of {entry.recipe.prompts_per_round}, so that it "
-                f"draws {most} completions like the rest."
+                f"{entry.name}: {fitting} prompts a round instead of {prompts[entry.name]}, so that it draws about "
+                f"{most} completions in all like the rest."
             )
-        made.append(_with(entry, {"prompts_per_round": prompts}))
+        made.append(_with(entry, {"prompts_per_round": fitting}))
     return made, notes
+
+
+def _prompts(recipe: Recipe, available: int | None) -> int:
+    """Return the prompts of a round; 0 where that is not known."""
+    asked = recipe.prompts_per_round or available or 0
+    return asked if available is None else min(asked, available)
 
 
 def _same_updates(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
@@ -179,7 +196,7 @@ def _pairs(recipe: Recipe) -> int | None:
     builder, prompts = recipe.pair_builder, recipe.prompts_per_round
     if prompts is None or recipe.corrector is not None or recipe.order.kind != "shuffled":
         return None
-    if builder.kind in ("versus_gold", "dynamic_labels"):
+    if builder.kind in ("versus_gold", "dynamic_labels", "rollouts"):
         return prompts * (completions_of(recipe) or 1)
     rule = builder.settings().get("rule", "best_vs_worst")
     return prompts if builder.kind == "ranked" and rule in ("best_vs_worst", "best_vs_random") else None

@@ -23,6 +23,7 @@ from prefloop.ledger import SUMMARY
 from prefloop.loop import check_combination
 from prefloop.loop import run as run_loop
 from prefloop.ood import Bench, read_outside
+from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Progress, Quiet
 from prefloop.recipe import Recipe, flow_yaml, for_round, read_override, read_yaml
 from prefloop.rows import JudgedGroup, digest_of
@@ -126,11 +127,14 @@ def compare(
     if asked.seeds is not None and asked.seeds < 1:
         raise ConfigError(f"--seeds: must be ≥ 1, got {asked.seeds}")
     entries, dropped = _entries(asked)
-    entries, notes = equalise(entries, asked.budget)
-    known = _check(entries)
+    prompts = _prompts(entries)
+    available = {entry.name: len(prompts[str(entry.recipe.prompts)].train) for entry in entries}
+    entries, notes = equalise(entries, asked.budget, available)
+    _check(entries, prompts)
     progress = progress or Quiet()
     outside = None
     if asked.ood is not None:
+        known = {prompt.prompt_id for found in prompts.values() for prompt in found.prompts}
         outside = read_outside(asked.ood, known, min(entry.recipe.evaluate.prompts for entry in entries))
         notes += [f"Prompts of another distribution: {len(outside.prompts)} of {asked.ood}.", *outside.notes]
     bench = None if outside is None else Bench(root, outside, progress, stop, redo)
@@ -158,10 +162,14 @@ def _methods(entries: Sequence[Entry], found: Mapping[str, Sequence[Measured]]) 
     return [Method(e.name, e.target, tuple(found[e.name]), dict(e.varied)) for e in entries]
 
 
-def _check(entries: Sequence[Entry]) -> set[str]:
-    """Refuse now what would stop a later run: choices that contradict each other, and prompts with nothing in common.
+def _prompts(entries: Sequence[Entry]) -> dict[str, PromptSet]:
+    """Return the prompts of all methods, by what their recipes say of them."""
+    asked = {str(entry.recipe.prompts): entry.recipe for entry in entries}
+    return {words: resolve_prompts(recipe) for words, recipe in asked.items()}
 
-    Returns the ids of all prompts of all entries.
+
+def _check(entries: Sequence[Entry], prompts: Mapping[str, PromptSet]) -> None:
+    """Refuse now what would stop a later run: choices that contradict each other, and prompts with nothing in common.
 
     Raises:
         ConfigError: names the fields and what to change.
@@ -169,23 +177,20 @@ def _check(entries: Sequence[Entry]) -> set[str]:
 
     """
     holdouts: dict[str, set[str]] = {}
-    known: set[str] = set()
     for entry in entries:
         for number in range(entry.recipe.rounds):
             its_recipe = for_round(entry.recipe, number)
             check_combination(its_recipe, build_parts(its_recipe))
         asked = f"{entry.recipe.prompts} {entry.recipe.evaluate.prompts}"
         if asked not in holdouts:
-            prompts = resolve_prompts(entry.recipe)
-            known |= {prompt.prompt_id for prompt in prompts.prompts}
-            holdouts[asked] = {prompt.prompt_id for prompt in held_out(entry.recipe, prompts)}
+            found = held_out(entry.recipe, prompts[str(entry.recipe.prompts)])
+            holdouts[asked] = {prompt.prompt_id for prompt in found}
     shared = set.intersection(*holdouts.values())
     if len(shared) < min(MIN_HOLDOUT, *(len(ids) for ids in holdouts.values())):
         raise DataError(
             f"compare: the methods share {len(shared)} held-out prompts, and {MIN_HOLDOUT} are needed; unpaired "
             "prompts cannot be compared. Set prompts=… and evaluate.prompts=… for all of them"
         )
-    return known
 
 
 def _one(

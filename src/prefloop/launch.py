@@ -54,8 +54,9 @@ def read_target(target: str, overrides: Sequence[str]) -> Layers:
     if chosen := user.values.get("preset"):
         published = preset(str(chosen))
         layers.overlay(published.layer(), f"preset {chosen}: {published.source}")
-    # A setting that the user fixes does not change by round, unless the user says so too.
-    for key in set(user.origins) & set(layers.values.get("per_round", {})):
+    # A setting that the user fixes does not change by round, unless the user says so too; a kind fixes the component.
+    fixed = {key for name in user.origins for key in (name, name.removesuffix(".kind"))}
+    for key in fixed & set(layers.values.get("per_round", {})):
         del layers.values["per_round"][key]
     layers.overlay(user.values, lambda key: user.origins[key])
     return layers

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from statistics import mean
 
 import pytest
@@ -10,9 +11,18 @@ from benchmarks.claims.__main__ import find_claims, main
 from benchmarks.claims.engine import page, results, worlds
 from benchmarks.claims.engine.data import sources
 from benchmarks.claims.engine.quality import per_prompt
-from benchmarks.claims.engine.records import Quality, Sizes
+from benchmarks.claims.engine.records import Comparison, Quality, Sizes
 from benchmarks.claims.engine.runner import folder_of, held_out, job_of, recipe_of
-from benchmarks.claims.engine.stats import STATISTICS, Estimate, Trace, estimate, overall, verdict
+from benchmarks.claims.engine.stats import (
+    STATISTICS,
+    Estimate,
+    Trace,
+    corrected,
+    estimate,
+    overall,
+    p_value,
+    verdict,
+)
 from benchmarks.claims.parts.shuffled_ladder import ShuffledLadder
 from prefloop import loop
 from prefloop.components import build, build_parts
@@ -20,20 +30,22 @@ from prefloop.inputs import embedded_prompts, resolve_prompts
 from prefloop.pair.curriculum import Curriculum
 from prefloop.prompts.dataset import read_prompts
 from prefloop.protocols import Judge, RoundContext
-from prefloop.recipe import Spec, for_round
+from prefloop.recipe import Recipe, Spec, for_round
 from prefloop.rows import Completion, JudgedGroup, Message, PolicyRef, Prompt
 from tiny import needs_shared
 
 CLAIMS = find_claims()
+RUN = [name for name, claim in CLAIMS.items() if not claim.exact]
 POLICY = PolicyRef("", "", -1)
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", RUN)
 def test_every_arm_is_a_run_that_prefloop_takes_and_that_differs_from_the_others(name, tmp_path, monkeypatch):
     claim = CLAIMS[name]
     monkeypatch.setattr("benchmarks.claims.engine.runner.prompts_file", lambda kind, *_: f"{kind}.jsonl")
     monkeypatch.setattr("benchmarks.claims.engine.runner.tuned_policy", lambda *_: "tuned")
-    folders = set()
+    monkeypatch.setattr("benchmarks.claims.engine.runner.reward_model", lambda *_: "reward")
+    folders, resolved = set(), []
     for arm in claim.arms:
         job = job_of(claim, arm, claim.rates_of(arm)[0], 0, Sizes())
         recipe, _ = recipe_of(job, tmp_path)
@@ -43,14 +55,18 @@ def test_every_arm_is_a_run_that_prefloop_takes_and_that_differs_from_the_others
         assert recipe.train.learning_rate == job.rate
         assert (recipe.train.schedule, recipe.train.warmup) == ("constant", 0)
         folders.add(folder_of(job, tmp_path))
+        resolved.append([for_round(recipe, n).model_dump(exclude={"per_round"}) for n in range(recipe.rounds)])
     assert len(folders) == len(claim.arms)
+    # In effect, too: what a setting says could be undone by the recipe's changes from round to round.
+    assert all(one != other for one, other in combinations(resolved, 2))
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", RUN)
 def test_no_arm_is_judged_by_its_training_judge_and_names_are_known(name):
     claim = CLAIMS[name]
     assert {claim.judge, *claim.judges()} <= set(worlds.JUDGES)
-    assert claim.judge not in claim.quality.judges or claim.judge in worlds.EXACT
+    for quality in (claim.quality, *(comparison.quality for comparison in claim.comparisons if comparison.quality)):
+        assert claim.judge not in quality.judges or claim.judge in worlds.EXACT
     arms = {arm.name for arm in claim.arms}
     for comparison in claim.comparisons:
         assert {*comparison.better, *comparison.than} <= arms
@@ -70,16 +86,24 @@ def test_validation_report_and_training_prompts_are_apart(tmp_path):
     assert {p.prompt_id for p in loop.held_out(recipe, prompts)} <= sets[0]
 
 
-@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim.data == "prompts"])
+@pytest.mark.parametrize("name", [name for name in RUN if CLAIMS[name].data == "prompts"])
 def test_arms_draw_the_same_number_of_completions(name, tmp_path, monkeypatch):
     claim = CLAIMS[name]
     monkeypatch.setattr("benchmarks.claims.engine.runner.tuned_policy", lambda *_: worlds.WORLDS["stories"])
+    monkeypatch.setattr("benchmarks.claims.engine.runner.prompts_file", lambda *_: "")
+    monkeypatch.setattr("benchmarks.claims.engine.runner.reward_model", lambda *_: "")
     drawn = set()
     for arm in claim.arms:
         recipe, _ = recipe_of(job_of(claim, arm, claim.rates_of(arm)[0], 0, Sizes()), tmp_path)
         assert recipe.prompts_per_round <= len(resolve_prompts(recipe).train)
-        drawn.add(recipe.rounds * recipe.prompts_per_round * recipe.sampler.settings()["completions"])
+        drawn.add(sum(recipe.prompts_per_round * completions(recipe, number) for number in range(recipe.rounds)))
     assert len(drawn) == 1
+
+
+def completions(recipe: Recipe, number: int) -> int:
+    """Completions of each prompt in a round: of every policy of a matrix, which has one in the first round."""
+    settings = for_round(recipe, number).sampler.settings()
+    return settings["completions"] * (1 + min(number, settings.get("versions", 0)))
 
 
 def test_the_interval_is_students():
@@ -110,6 +134,30 @@ def test_a_claim_of_several_parts_is_reproduced_only_as_a_whole():
     assert overall(["not reproduced", "opposite"]) == "opposite in part"
 
 
+def test_p_values_are_students_and_corrected_by_holm():
+    # Student's sleep data again: R's t.test gives t = 3.6799, p = 0.005076.
+    sleep = estimate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+    assert p_value(sleep) == pytest.approx(0.005076, abs=5e-6)
+    assert p_value(sleep, by=sleep.value) == 1
+    assert (p_value(estimate([3.0])), p_value(estimate([2.0, 2.0])), p_value(estimate([0.0, 0.0]))) == (1, 0, 1)
+    said = ["reproduced", "opposite", "not reproduced"]
+    assert corrected(said, [0.01, 0.04, 0.9]) == [
+        ("reproduced", 0.03),
+        ("not reproduced", 0.08),
+        ("not reproduced", 0.9),
+    ]
+
+
+def test_a_difference_may_have_to_exceed_a_bound_and_be_of_two_statistics():
+    run = Trace([[0.0], [3.0], [9.0]], [True, True])
+    weaker = Trace([[0.0], [1.0], [2.0]], [True, True])
+    traces = {"a": {0: run, 1: run}, "b": {0: weaker, 1: weaker}}
+    gains = Comparison("", ("a",), ("b",), "revised", than_statistic="drafts")
+    assert results._compared(gains, traces, range(2)) == [8.0, 8.0]
+    said = [results._judged([[8.0, 8.0]], [replace(gains, by=by)])[0]["verdict"] for by in (7.9, 8.0, 8.1)]
+    assert said == ["reproduced", "not reproduced", "opposite"]
+
+
 def test_a_refused_round_leaves_the_policy_and_counts_as_such():
     good, bad, better = [50.0, 51.0, 52.0, 53.0], [30.0, 31.0, 32.0, 33.0], [60.0, 61.0, 62.0, 63.0]
     run = Trace([good, bad, better, bad, bad], [False, True, True, False])
@@ -121,6 +169,9 @@ def test_a_refused_round_leaves_the_policy_and_counts_as_such():
         "first": 51.5,
         "later_gain": -20.0,
         "last_gain": -30.0,
+        "drafts": 51.5,
+        "revised": 31.5,
+        "revision_gain": -20.0,
         "regressions": 1.0,
     }
 
@@ -224,7 +275,7 @@ def test_claims_whose_data_are_absent_are_skipped_by_name(tmp_path, capsys, monk
 
 def test_an_unknown_claim_is_refused(capsys):
     assert main(["--claims", "sdpo_ordre"]) == 2
-    assert "sdpo_ordre unknown; choose from curry_order" in capsys.readouterr().out
+    assert "sdpo_ordre unknown; choose from cofs_forgetting, curry_order" in capsys.readouterr().out
 
 
 def test_the_best_rate_of_each_arm_is_taken_and_divergence_is_not(tmp_path):

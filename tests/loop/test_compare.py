@@ -14,7 +14,7 @@ from prefloop.compare import compare, read_asked
 from prefloop.errors import ConfigError, DataError, Interrupted
 from prefloop.inputs import embedded_prompts
 from prefloop.prompts.dataset import read_prompts
-from prefloop.rows import JudgedGroup
+from prefloop.rows import JudgedGroup, Prompt
 
 SMALL = ["rounds=1", "prompts_per_round=4", "sampler.max_new_tokens=6", "evaluate.prompts=20", "gate.kind=always"]
 SMALL += ["threads=1"]
@@ -116,6 +116,23 @@ def test_the_command_prints_what_it_is_asked_for(finished):
     assert json.loads(as_json.stdout) == json.loads(json.dumps(found))
     as_markdown = CliRunner().invoke(app, [*words, "--markdown"])
     assert as_markdown.stdout.strip() == (root / "comparison.md").read_text().strip()
+
+
+def test_dpo_and_ppo_get_the_same_prompts_judge_samples_and_updates(tmp_path):
+    settings = [s for s in SMALL if s != "rounds=1"]
+    recipe = tmp_path / "ppo.yaml"
+    recipe.write_text("recipe: ppo\nrounds: 2\nsampler: {completions: 2}\npolicy: embedded\nprompts: embedded\n")
+    both = ["policy=embedded", "prompts=embedded", "prompts.limit=200", "judge=lexicon", "train.learning_rate=1e-4"]
+    words = ["simpo", str(recipe), *settings, *both, "train.pairs_per_step=4"]
+    found = compare(read_asked(words, seeds=1), tmp_path / "out")
+    cost = {s["name"]: s["cost"] for s in found["standings"] if "cost" in s}
+    assert cost["ppo"]["samples"] == cost["simpo"]["samples"] == 20  # one round of 4 × 5, two of 5 × 2
+    assert cost["ppo"]["updates"] == 6
+    assert cost["simpo"]["updates"] == 6
+    prompts = [
+        {p.prompt_id for p in load_artifact(tmp_path / "out" / name / "seed-0" / "prompts", Prompt)} for name in cost
+    ]
+    assert prompts[0] == prompts[1]
 
 
 def test_a_sweep_is_a_grid_over_all_targets(tmp_path):

@@ -15,6 +15,7 @@ from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.models.adapters import load_adapter, merge_lora
+from prefloop.recipe import for_round
 from prefloop.recipes import available
 from prefloop.rows import ABSENT, GOLD, JudgedGroup, PreferencePair, Prompt, StepLog, TokenizedPair
 from tiny import write_jsonl
@@ -138,6 +139,9 @@ def test_a_setting_that_the_user_fixes_does_not_change_by_round():
     fixed, _ = read_recipe("spin", ["train.learning_rate=1e-5"])
     assert "train.learning_rate" not in fixed.per_round
     assert "loss.beta" in fixed.per_round
+    of_one_kind, _ = read_recipe("mrdpo", ["loss={kind: dpo}", "pair_builder.min_margin=0.1"])
+    assert {for_round(of_one_kind, number).loss.kind for number in range(of_one_kind.rounds)} == {"dpo"}
+    assert for_round(of_one_kind, 6).pair_builder.kind == "own_samples"
     both, _ = read_recipe("spin", ["train.learning_rate=1e-5", "per_round={train.learning_rate: [0.001]}"])
     assert both.per_round["train.learning_rate"] == (1e-3,)
 

@@ -1,6 +1,7 @@
 """What runs need to have in common before they are compared, what a difference costs, and one budget for all."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -132,6 +133,25 @@ def test_a_method_that_searches_is_evaluated_on_draws():
     assert made.recipe.sampler.kind == "beam"
     assert made.recipe.eval_sampler.kind == "hf"
     assert made.recipe.eval_sampler.settings() == {"max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0}
+
+
+def test_samples_are_those_of_the_whole_run_and_no_more_than_there_are_prompts():
+    entries = [entry("ppo", "rounds=8"), entry("iterative_dpo", "rounds=4"), entry("simpo", "rounds=1")]
+
+    def drawn(made):
+        return [e.recipe.rounds * e.recipe.prompts_per_round * completions_of(e.recipe) for e in made]
+
+    made, _ = equalise(entries, "equal")
+    assert drawn(made) == [8 * 32 * 4] * 3
+    assert [e.recipe.prompts_per_round for e in made] == [32, 64, 256]
+    # PPO learns from every completion, 32 a step; the others from one pair of each prompt's four, four times as often.
+    assert [planned_updates(e.recipe) for e in made] == [32, 32, 32]
+    assert [e.recipe.train.epochs for e in made] == [1, 4, 4]
+    made, notes = equalise(entries, "equal", {e.name: 128 for e in entries})
+    assert drawn(made) == [128 * 4] * 3
+    assert any("simpo: 128 prompts a round instead of 32, so that it draws about 512 completions" in n for n in notes)
+    whole = replace(entries[2], recipe=entries[2].recipe.model_copy(update={"prompts_per_round": None}))
+    assert drawn(equalise([entries[0], whole], "equal", {"ppo": 100, "simpo": 100})[0]) == [384, 400]  # whole prompts
 
 
 def test_methods_with_different_judges_are_refused():

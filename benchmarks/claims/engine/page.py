@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.engine import worlds
-from benchmarks.claims.engine.records import Claim, Sizes
+from benchmarks.claims.engine.records import Claim, Comparison, Sizes
 from benchmarks.claims.engine.stats import STATISTICS, estimate
 from prefloop.rows import digest_of
 
@@ -103,8 +103,10 @@ def _values(claim: Claim, entry: Entry) -> list[str]:
 
 def _numbers(claim: Claim, entry: Entry) -> list[str]:
     """Return the table of budgets and qualities; means over seeds, the end with its interval."""
+    numbers = next((arm.revisions for arm in claim.arms if arm.revisions), ())
+    columns = f"at the end, with {', '.join(map(str, numbers))} revisions" if numbers else "after each round"
     lines = [
-        "| arm | learning rate | completions | updates | start | after each round | end |",
+        f"| arm | learning rate | completions | updates | start | {columns} | end |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in claim.arms:
@@ -163,14 +165,29 @@ def _looks(claim: Claim, entry: Entry) -> list[str]:
 
 
 def _comparisons(claim: Claim, entry: Entry) -> list[str]:
-    lines = ["| comparison | of | difference | by seed | verdict |", "|---|---|---|---|---|"]
+    lines = ["| comparison | of | difference | by seed | p (Holm) | verdict |", "|---|---|---|---|---|---|"]
     for comparison, found in zip(claim.comparisons, entry["comparisons"], strict=False):
-        against = f"{' and '.join(comparison.better)} − {' and '.join(comparison.than) or '0'}"
-        words = STATISTICS[comparison.statistic][0]
+        words, against = _statistics_in_words(comparison), " − ".join(_sides(comparison))
         shown = "–" if found["value"] is None else _interval(found["value"], found["low"], found["high"])
         seeds = ", ".join(f"{d:+.1f}" for d in found["differences"])
-        lines.append(f"| {comparison.words} | {words}: {against} | {shown} | {seeds} | **{found['verdict']}** |")
+        p = "–" if found.get("p_holm") is None else f"{found['p_holm']:.2g}"
+        lines.append(f"| {comparison.words} | {words}: {against} | {shown} | {seeds} | {p} | **{found['verdict']}** |")
     return lines
+
+
+def _sides(comparison: Comparison) -> tuple[str, str]:
+    """Return both sides in words, each with its statistic if these differ."""
+    better, than = " and ".join(comparison.better), " and ".join(comparison.than) or "0"
+    if comparison.than_statistic is None:
+        return better, than
+    return f"{better}, {STATISTICS[comparison.statistic][0]}", f"{than}, {STATISTICS[comparison.than_statistic][0]}"
+
+
+def _statistics_in_words(comparison: Comparison) -> str:
+    words = STATISTICS[comparison.statistic][0] if comparison.than_statistic is None else "quality"
+    other = f", in {comparison.quality.words}" if comparison.quality else ""
+    more = f", more than {comparison.by:g}" if comparison.by else ""
+    return words + other + more
 
 
 def _rounds_made_worse(claim: Claim, entry: Entry) -> list[str]:
@@ -215,8 +232,9 @@ def _code(settings: Sequence[str]) -> str:
 
 def _head(sizes: Sizes) -> str:
     facts = [
-        f"**Worlds**: {_list(worlds.IN_WORDS.values())}. What holds here need not hold for a model of billions of "
-        "parameters, nor the reverse: a claim that is not reproduced here is not refuted.",
+        f"**Worlds**: {_list(worlds.IN_WORDS.values())}; a world of nine answers whose optima are known. What holds "
+        "here need not hold for a model of billions of parameters, nor the reverse: a claim that is not reproduced "
+        "here is not refuted.",
         "**Same budget**: the arms of a claim draw the same number of completions and take the same number of updates, "
         "but for prompts that give no pair; the tables show both. Settings of every arm of every claim: "
         f"{_code(worlds.BASE)}. The learning rate is constant within a round, so that several short rounds and a long "
@@ -231,7 +249,8 @@ def _head(sizes: Sizes) -> str:
         "**Verdict**: differences are paired by seed. `reproduced`: the 95 % interval (Student's t over seeds) lies on "
         "the claim's side of 0. `opposite`: it lies on the other side. `not reproduced`: it holds 0. A seed changes "
         "samples, order and made data, not prompts or the starting policy, so intervals say nothing of other models. "
-        "There are some fifteen comparisons here and no correction for that: one may well come out by chance.",
+        "A claim's comparisons are corrected for their number by Holm's method: `reproduced` and `opposite` need a "
+        "corrected p below 0.05 too. Claims are not corrected for the number of claims.",
         "Worlds, judges, budgets and grids were settled on the seeds that choose learning rates, before any reported "
         "seed was run.",
     ]

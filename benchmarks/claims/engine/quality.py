@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.claims.engine.records import Claim, Quality
+from benchmarks.claims.engine.records import Quality
 from benchmarks.claims.engine.stats import Trace
 
 Scores = Mapping[str, Sequence[Sequence[float | None]]]
 """By judge, prompt and completion; `None`: the judge gave no score."""
 
 
-def trace_of(claim: Claim, measured: Mapping[str, Any]) -> Trace:
+def trace_of(quality: Quality, measured: Mapping[str, Any]) -> Trace:
     """Return a measured run as qualities of prompts."""
     policies = measured["policies"]
     start = policies[0]["scores"]
-    return Trace([per_prompt(claim.quality, p["scores"], start) for p in policies], measured["promoted"])
+    return Trace([per_prompt(quality, p["scores"], start) for p in policies], measured["promoted"])
 
 
 def per_prompt(quality: Quality, scores: Scores, start: Scores) -> list[float]:

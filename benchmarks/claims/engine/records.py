@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Statistic = Literal["final", "first", "later_gain", "last_gain", "regressions"]
+Statistic = Literal["final", "first", "later_gain", "last_gain", "drafts", "revised", "revision_gain", "regressions"]
 
 
 PLAIN = {"kind": "hf"}
@@ -24,6 +24,9 @@ class Arm:
     """A learning rate of its own, for a claim about learning rates. None: the claim's."""
     eval_sampler: dict[str, Any] = field(default_factory=lambda: dict(PLAIN))
     """How held-out completions are drawn, by kind and settings: another one for revisions, say."""
+    revisions: tuple[int, ...] = ()
+    """The policy at the end is measured with each of these numbers of self-revisions, in the place of every round's
+    policy as it is. Its curve is then the start, and one value for each number."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Comparison:
     """What of a run is compared: see `statistics.STATISTICS`."""
     sign: Literal[1, -1] = 1
     """−1: the claim is that `better` has less of it."""
+    than_statistic: Statistic | None = None
+    """What of the other side's runs is compared. None: `statistic`."""
+    by: float = 0.0
+    """The difference has to exceed this, in units of the quality."""
+    quality: "Quality | None" = None
+    """A quality other than the claim's, by judges that the claim has anyhow: see `Claim.judges`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,12 @@ class Claim:
 
     def judges(self) -> tuple[str, ...]:
         """Return the names of all evaluation judges."""
-        return (*self.quality.judges, *self.beside)
+        others = (name for c in self.comparisons if c.quality for name in c.quality.judges)
+        return tuple(dict.fromkeys((*self.quality.judges, *others, *self.beside)))
+
+    def quality_of(self, comparison: Comparison) -> Quality:
+        """Return the quality that a comparison is about."""
+        return comparison.quality or self.quality
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
         """Return the learning rates that an arm chooses from."""
@@ -137,3 +151,4 @@ class Job:
     split: Literal["validation", "report"]
     sizes: Sizes = field(default_factory=Sizes)
     eval_sampler: dict[str, Any] = field(default_factory=lambda: dict(PLAIN))
+    revisions: tuple[int, ...] = ()

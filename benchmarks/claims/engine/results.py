@@ -4,18 +4,30 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.claims.engine.quality import trace_of
-from benchmarks.claims.engine.records import Arm, Claim, Comparison, Job, Sizes
+from benchmarks.claims.engine.records import Arm, Claim, Comparison, Job, Quality, Sizes
 from benchmarks.claims.engine.runner import MEASURED, folder_of, job_of
-from benchmarks.claims.engine.stats import STATISTICS, Trace, estimate, overall, verdict
+from benchmarks.claims.engine.stats import (
+    STATISTICS,
+    Estimate,
+    Trace,
+    corrected,
+    estimate,
+    overall,
+    p_value,
+    verdict,
+)
 from prefloop.rows import digest_of
 
 Rates = Mapping[str, float]
 """Learning rate by arm."""
+Runs = Mapping[str, Mapping[int, dict[str, Any]]]
+"""What runs measured, by arm and seed."""
 Tuning = dict[str, dict[str, float | None]]
 """Mean quality on validation prompts, by arm and learning rate; `None`: a run diverged."""
 
@@ -57,7 +69,9 @@ def _at_rate(claim: Claim, arm: Arm, rate: float, sizes: Sizes, out: Path) -> fl
     runs = [read(job_of(claim, arm, rate, seed, sizes), out) for seed in sizes.tuning_seeds]
     if any("diverged" in run for run in runs):
         return None
-    return mean(trace_of(claim, run).curve()[-1] for run in runs)
+    curves = [trace_of(claim.quality, run).curve() for run in runs]
+    # With revisions, all numbers of them count alike: none is preferred by the choice.
+    return mean(mean(curve[1:]) if arm.revisions else curve[-1] for curve in curves)
 
 
 def _best(found: Mapping[str, float | None]) -> str:
@@ -72,11 +86,11 @@ def summarise(
         arm.name: {seed: read(job_of(claim, arm, rates[arm.name], seed, sizes), out) for seed in seeds}
         for arm in claim.arms
     }
-    traces = {
-        name: {seed: trace_of(claim, run) for seed, run in found.items() if "diverged" not in run}
-        for name, found in runs.items()
-    }
-    comparisons = [_compared(comparison, traces, seeds) for comparison in claim.comparisons]
+    traces = _traces(claim.quality, runs)
+    comparisons = _judged(
+        [_compared(c, traces if c.quality is None else _traces(c.quality, runs), seeds) for c in claim.comparisons],
+        claim.comparisons,
+    )
     return {
         "claim": digest_of(asdict(claim), asdict(sizes)),
         "seeds": list(seeds),
@@ -92,7 +106,7 @@ def exact(claim: Claim, seeds: Sequence[int], sizes: Sizes) -> dict[str, Any]:
     module, _, name = claim.exact.partition(":")
     value = getattr(importlib.import_module(module), name)
     traces = {arm.name: {seed: Trace([[float(value(arm.name, seed))]], []) for seed in seeds} for arm in claim.arms}
-    comparisons = [_compared(comparison, traces, seeds) for comparison in claim.comparisons]
+    comparisons = _judged([_compared(c, traces, seeds) for c in claim.comparisons], claim.comparisons)
     return {
         "claim": digest_of(asdict(claim), asdict(sizes)),
         "seeds": list(seeds),
@@ -103,28 +117,45 @@ def exact(claim: Claim, seeds: Sequence[int], sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _compared(
-    comparison: Comparison, traces: Mapping[str, Mapping[int, Trace]], seeds: Sequence[int]
-) -> dict[str, Any]:
+def _traces(quality: Quality, runs: Runs) -> dict[str, dict[int, Trace]]:
+    return {
+        name: {seed: trace_of(quality, run) for seed, run in found.items() if "diverged" not in run}
+        for name, found in runs.items()
+    }
+
+
+def _compared(comparison: Comparison, traces: Mapping[str, Mapping[int, Trace]], seeds: Sequence[int]) -> list[float]:
+    """Return the difference of each seed of which no run diverged."""
     measure = STATISTICS[comparison.statistic][1]
+    theirs = STATISTICS[comparison.than_statistic or comparison.statistic][1]
     named = (*comparison.better, *comparison.than)
     usable = [seed for seed in seeds if all(seed in traces[name] for name in named)]
-    differences = [
+    return [
         mean(measure(traces[name][seed]) for name in comparison.better)
-        - (mean(measure(traces[name][seed]) for name in comparison.than) if comparison.than else 0.0)
+        - (mean(theirs(traces[name][seed]) for name in comparison.than) if comparison.than else 0.0)
         for seed in usable
     ]
-    if not differences:
-        return {"differences": [], "value": None, "low": None, "high": None, "verdict": "not reproduced"}
-    found = estimate(differences)
-    bounded = found.n > 1
-    return {
-        "differences": [round(d, 4) for d in differences],
-        "value": found.value,
-        "low": found.low if bounded else None,
-        "high": found.high if bounded else None,
-        "verdict": verdict(found, comparison.sign),
-    }
+
+
+def _judged(differences: Sequence[Sequence[float]], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return every comparison's interval and the verdict on it, corrected for their number."""
+    found = [estimate(seeds) if seeds else Estimate(0.0, -inf, inf, 0) for seeds in differences]
+    said = [
+        verdict(Estimate(e.value - c.sign * c.by, e.low - c.sign * c.by, e.high - c.sign * c.by, e.n), c.sign)
+        for e, c in zip(found, comparisons, strict=True)
+    ]
+    final = corrected(said, [p_value(e, c.sign * c.by) for e, c in zip(found, comparisons, strict=True)])
+    return [
+        {
+            "differences": [round(d, 4) for d in seeds],
+            "value": e.value if e.n else None,
+            "low": e.low if e.n > 1 else None,
+            "high": e.high if e.n > 1 else None,
+            "p_holm": p if e.n > 1 else None,
+            "verdict": words,
+        }
+        for seeds, e, (words, p) in zip(differences, found, final, strict=True)
+    ]
 
 
 def _arm(

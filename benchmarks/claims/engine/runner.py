@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.claims.engine import worlds
 from benchmarks.claims.engine.data import prompts_file
 from benchmarks.claims.engine.records import PLAIN, Arm, Claim, Job, Sizes
+from benchmarks.claims.engine.reward import reward_model
 from benchmarks.claims.engine.start import tuned_policy
 from prefloop import loop
 from prefloop.artifact import file_digest
@@ -48,6 +49,7 @@ def job_of(claim: Claim, arm: Arm, rate: float, seed: int, sizes: Sizes) -> Job:
         split="validation" if seed in sizes.tuning_seeds else "report",
         sizes=sizes,
         eval_sampler=arm.eval_sampler,
+        revisions=arm.revisions,
     )
 
 
@@ -57,6 +59,8 @@ def folder_of(job: Job, out: Path) -> Path:
     key = asdict(job)
     if job.eval_sampler == PLAIN:
         del key["eval_sampler"]
+    if not job.revisions:
+        del key["revisions"]
     text = json.dumps([key, named], sort_keys=True)
     parts = {path.name: file_digest(path) for path in worlds.PARTS.glob("*.py") if path.name in text}
     return out / "runs" / f"{job.recipe}-{digest_of(text, parts)[:10]}-seed-{job.seed}"
@@ -74,13 +78,21 @@ def recipe_of(job: Job, out: Path) -> tuple[Recipe, dict[str, str]]:
     settings = [
         f"policy={policy}",
         f"prompts.path={prompts}",
-        *worlds.judge_settings(job.judge, given=job.data != "prompts"),
+        *worlds.judge_settings(job.judge, given=job.data != "prompts", made=_made(job, out, limit)),
         f"{'eval_sampler' if job.data != 'prompts' else 'sampler'}.max_new_tokens={job.new_tokens}",
         *(worlds.resolve(setting) for setting in job.settings),
         f"train.learning_rate={job.rate}",
         f"seed={job.seed}",
     ]
     return read_recipe(job.recipe, settings)
+
+
+def _made(job: Job, out: Path, limit: int | None) -> str:
+    """Return the folder of a training judge that is made for each seed; makes it if it is not there."""
+    if job.judge not in worlds.MADE:
+        return ""
+    rated = prompts_file(worlds.MADE[job.judge], job.seed, out / "data", job.new_tokens, limit)
+    return reward_model(Path(rated), job.seed, out / "data", worlds.HOLDOUT)
 
 
 def work(job: Job, out: Path) -> float:
@@ -118,9 +130,14 @@ def measure(job: Job, recipe: Recipe, folder: Path, summary: dict[str, Any]) -> 
     if job.split == "validation":  # only the end decides about a learning rate
         last = max((index for index, accepted in enumerate(promoted, 1) if accepted), default=0)
         paths, promoted = [start, paths[last]], [True]
+    looks = [(path, job.eval_sampler) for path in paths]
+    if job.revisions:
+        revised = [{"kind": "revise", "revisions": number} for number in job.revisions]
+        looks = [(start, job.eval_sampler), *((paths[-1], sampler) for sampler in revised)]
+        promoted = [True] * len(revised)
     return {
         "promoted": promoted,
-        "policies": [look(job, recipe, path, prompts) for path in paths],
+        "policies": [look(job, recipe, path, prompts, sampler) for path, sampler in looks],
         "kl": [entry["metrics"]["kl_policy_start"]["value"] for entry in rounds],
         "completions": sum(entry["facts"]["samples"]["completions"] for entry in rounds),
         "pairs": sum(entry["facts"]["batches"]["pairs"] for entry in rounds) * recipe.train.epochs,
@@ -138,11 +155,13 @@ def held_out(job: Job, recipe: Recipe) -> list[Prompt]:
     return chosen[: worlds.HELD_OUT_QUICK] if job.sizes.quick else chosen
 
 
-def look(job: Job, recipe: Recipe, path: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def look(
+    job: Job, recipe: Recipe, path: Path, prompts: Sequence[Prompt], eval_sampler: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what held-out completions of one policy score, by judge and prompt, and how they look."""
     policy = PolicyRef(str(path), folder_digest(path), round=-1)
     context = RoundContext(recipe.seed, loop.EVALUATION_ROUND, policy, policy)
-    settings = {**job.eval_sampler, "completions": job.sizes.completions, "max_new_tokens": job.new_tokens}
+    settings = {**eval_sampler, "completions": job.sizes.completions, "max_new_tokens": job.new_tokens}
     sampler = build("eval_sampler", Spec.model_validate(settings))
     parts = [prompts[first : first + PART] for first in range(0, len(prompts), PART)]
     groups = [group for part in parts for group in sampler(part, context)]

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 from benchmarks.claims.engine.records import Statistic
 from prefloop.evaluate.bootstrap import paired_bootstrap
+from prefloop.evaluate.student import holm, two_sided_p
 
 # Student's t, 97.5 % quantile, by degrees of freedom from 1; beyond 30 the last one is used and is a little wide.
 T_975: tuple[float, ...] = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -37,6 +38,26 @@ def verdict(found: Estimate, sign: int = 1) -> str:
     """Return `reproduced`, `opposite`, or `not reproduced` where the interval holds 0 (or there is none)."""
     low, high = (found.low, found.high) if sign > 0 else (-found.high, -found.low)
     return "reproduced" if low > 0 else "opposite" if high < 0 else "not reproduced"
+
+
+def p_value(found: Estimate, by: float = 0.0) -> float:
+    """Return the two-sided p of a mean that differs from `by`, from its interval; 1 where there is none."""
+    if found.n < 2:
+        return 1.0
+    distance, reach = found.value - by, (found.high - found.low) / 2
+    if reach == 0.0:
+        return 1.0 if distance == 0.0 else 0.0
+    freedom = found.n - 1
+    return two_sided_p(distance / reach * T_975[min(freedom, len(T_975)) - 1], freedom)
+
+
+def corrected(verdicts: Sequence[str], p_values: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the verdicts on a claim's comparisons that Holm's correction for their number leaves, and its p-values."""
+    pairs = zip(verdicts, holm(p_values), strict=True)
+    return [(said if p < ALPHA else "not reproduced", p) for said, p in pairs]
+
+
+ALPHA = 0.05
 
 
 def overall(verdicts: Sequence[str]) -> str:
@@ -89,6 +110,9 @@ STATISTICS: Mapping[Statistic, tuple[str, Callable[[Trace], float]]] = {
     "first": ("quality after the first round", lambda run: run.curve()[1]),
     "later_gain": ("gain in quality after the first round", lambda run: run.curve()[-1] - run.curve()[1]),
     "last_gain": ("gain in quality in the second half of the rounds", lambda run: _second_half(run.curve())),
+    "drafts": ("quality without revision", lambda run: run.curve()[1]),
+    "revised": ("quality after the last revision", lambda run: run.curve()[-1]),
+    "revision_gain": ("gain in quality by revisions", lambda run: run.curve()[-1] - run.curve()[1]),
     "regressions": ("promoted rounds that made the policy worse", lambda run: float(run.rounds_worse()[0])),
 }
 """What of a run is compared, by name: in words, and how it is found."""

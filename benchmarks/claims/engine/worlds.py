@@ -29,8 +29,12 @@ JUDGES: dict[str, dict[str, Any]] = {
     "stories-even": {**_NGRAM, "half": "even"},
     "stories-odd": {**_NGRAM, "half": "odd"},
     "sums": {"kind": "sums"},
+    "reward": {"kind": "reward_model", "path": "{made}"},
 }
-"""Judges as a recipe takes them. `{parts}` and `{shared}` are put in when a run is made: no path is in a run's key."""
+"""Judges as a recipe takes them. `{parts}`, `{shared}` and `{made}` are put in when a run is made: no path is in a
+run's key."""
+MADE = {"reward": "rated"}
+"""Training judges that are made for each seed, with the data that they learn from: see `reward.py`."""
 _FILES = {"opinion": "opinion lexicon", "fluency": "stories260k", "stories-even": "tinystories"}
 _FILES["stories-odd"] = _FILES["stories-even"]
 EXACT = frozenset({"sums"})
@@ -42,6 +46,8 @@ ABOUT = {
     "stories-even": "log-prob under a word trigram model of 1,158 real TinyStories, nats per word",
     "stories-odd": "log-prob under a word trigram model of 1,158 other real TinyStories, nats per word",
     "sums": "whether the final answer is right, by recomputation",
+    "reward": "a reward model on the story model's backbone, one for each seed, which prefloop's `reward_model` recipe "
+    "trained on VADER's best against worst of four own completions of the training prompts",
 }
 """Judges in words, for the page."""
 
@@ -49,6 +55,7 @@ LANGUAGE = Quality("language, by two models that take no part in training", ("st
 PLEASANT = Quality(
     "mood and language together, by a word list and a model that take no part in training", ("opinion", "fluency")
 )
+FLUENT = Quality("language alone, by a model that takes no part in training", ("fluency",))
 RIGHT = Quality("right answers, by recomputation", ("sums",), "percent")
 
 WORLDS = {"stories": "embedded", "sums": "embedded-sums"}
@@ -83,17 +90,17 @@ def missing(claim_needs: Iterable[str], judges: Iterable[str]) -> list[str]:
     return sorted(name for name in wanted if not (SHARED / NEEDS[name]).exists())
 
 
-def resolve(text: str) -> str:
-    """Put folders in place of `{parts}` and `{shared}`."""
-    return text.replace("{parts}", str(PARTS)).replace("{shared}", str(SHARED))
+def resolve(text: str, made: str = "") -> str:
+    """Put folders in place of `{parts}`, `{shared}` and `{made}`."""
+    return text.replace("{parts}", str(PARTS)).replace("{shared}", str(SHARED)).replace("{made}", made)
 
 
-def judge_spec(name: str) -> dict[str, Any]:
-    """Return a judge as a recipe takes it, paths put in."""
-    return {key: resolve(value) for key, value in JUDGES[name].items()}
+def judge_spec(name: str, made: str = "") -> dict[str, Any]:
+    """Return a judge as a recipe takes it, paths put in; `made` is the folder of one that is made for each seed."""
+    return {key: resolve(value, made) for key, value in JUDGES[name].items()}
 
 
-def judge_settings(name: str, given: bool) -> list[str]:
+def judge_settings(name: str, given: bool, made: str = "") -> list[str]:
     """Return the `key=value` that set a run's judges; `given`: the data's own ratings stand for the training judge."""
-    spec = json.dumps(judge_spec(name))
+    spec = json.dumps(judge_spec(name, made))
     return ["judge=given" if given else f"judge={spec}", f"eval_judge={spec}"]
