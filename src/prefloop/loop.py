@@ -219,7 +219,7 @@ def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt],
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
     logps = evidence.start_logps(here, folder / "3-start-logps", judged, standing.start)
     decision = evidence.decide(
-        here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged)
+        here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged), policy.round
     )
     return Evaluation(samples, judged, logps, decision)
 
@@ -261,6 +261,7 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
     if recipe.round_exit == "combine":
         _check_combine(recipe)
     evidence.check_remedy(recipe, parts)
+    evidence.gate_level(recipe, parts, recipe.rounds - 1)
     if getattr(parts.trainer, "needs_adapter", False) and recipe.train.lora is None:
         raise ConfigError(
             f"train.lora: not set, but trainer.kind {recipe.trainer.kind} trains LoRA modules; set train.lora.rank"

@@ -264,6 +264,25 @@ class Gate(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesAlpha(Protocol):
+    """A gate whose rounds share one error rate: `metric` is given to it with an interval of the level that it asks."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that decides."""
+        ...
+
+    def level(self, number: int, rounds: int) -> float:
+        """Return the level, 0–1, of the interval that decides round `number`, from 0, of a run of `rounds`.
+
+        Raises:
+            ConfigError: nothing of the error rate is left for that many rounds.
+
+        """
+        ...
+
+
 class Progress(Protocol):
     """Where long stages report to. The command line draws bars; the default says nothing."""
 

@@ -86,6 +86,8 @@ def check(recipe: Recipe) -> None:
     for name in _UNUSED:
         if getattr(recipe, name) != getattr(default, name):
             raise ConfigError(f"{name}: has no effect with trains=reward_model; leave it out")
+    if recipe.gate.kind == default.gate.kind and recipe.gate.settings():
+        raise ConfigError("gate: its settings are about policies and have no effect with trains=reward_model; leave out")
     parts = build_parts(recipe)
     if parts.order.needs_margins:
         raise ConfigError(f"order.kind: {recipe.order.kind} goes by a policy's margins; use shuffled")
