@@ -191,13 +191,21 @@ def init(
 
 
 @app.command()
-def show(run_folder: RunFolder) -> None:
-    """Print what a run has found so far."""
+def show(
+    run_folder: RunFolder,
+    examples: Annotated[int, typer.Option(min=0, help="Prompts to print before and after.")] = 3,
+) -> None:
+    """Print what a run has found so far: the report, for the terminal."""
     from prefloop.artifact import read_json
+    from prefloop.evaluate.terminal_details import details
     from prefloop.ledger import SUMMARY
 
     _require_run(run_folder)
-    _show(run_folder, read_json(run_folder / SUMMARY))
+    summary = read_json(run_folder / SUMMARY)
+    _show(run_folder, summary)
+    if summary.get("trains") != "reward_model":
+        for line in details(run_folder, summary, examples):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -232,7 +232,7 @@ def gathered(folders: Sequence[Path]) -> list[Method]:
         if "judge_score" not in summary["start"].get("metrics", {}):
             raise DataError(f"{folder}: has no scores of held-out completions, so there is nothing to compare")
         settings, _ = read_yaml(folder / "recipe.yaml")
-        kept = {k: v for k, v in settings.items() if k not in ("seed", "name", "threads")}
+        kept = {k: v for k, v in settings.items() if k not in ("seed", "name", "threads", "loggers")}
         kinds.setdefault(digest_of(flow_yaml(kept)), []).append((folder, summary))
     methods = []
     labels = [str(runs[0][1]["recipe"] or runs[0][1]["name"]) for runs in kinds.values()]

@@ -5,6 +5,7 @@ already the call returns at once, so that running is also resuming.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from prefloop.recipe import Recipe, dump_yaml, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
 from prefloop.training import Lineage
+from prefloop.watch import Watch, named
 
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
@@ -102,7 +104,8 @@ def run(
         summary = ledger.new_summary(recipe, policy, settings, notes)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
         here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
-        with recorder.marking_failure():
+        here = replace(here, watch=watch_of(here, summary, settings))
+        with recorder.marking_failure(), closing(here.watch):
             summary["threads"] = set_threads(recipe, policy, root)
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
@@ -110,6 +113,18 @@ def run(
         recorder.finish()
         write_report(root)
     return summary
+
+
+def watch_of(here: Run, summary: dict[str, Any], settings: Mapping[str, Any]) -> Watch:
+    """Return who tells the recipe's loggers of the run; one that fails is a warning in the summary."""
+
+    def warn(text: str) -> None:
+        here.progress.say(text)
+        summary["warnings"].append(text)
+
+    kinds = [spec.kind for spec in here.recipe.loggers]
+    loggers = named(list(zip(kinds, here.parts.loggers, strict=True)))
+    return Watch(here.root, summary["name"], settings, loggers, warn, again=here.redo)
 
 
 def rounds(
@@ -122,11 +137,13 @@ def rounds(
 ) -> None:
     """Measure the policy as it comes, then make every round and tell `summary`; `save` is called after each."""
     standing = _measure_start(here, policy, holdout, summary)
+    here.watch.start(summary["start"])
     if here.parts.order.needs_margins:
         measured = stages.measure_margins(here, here.root / "start" / "3-margins", prompts, policy)
         standing.margins = {row.prompt_id: row.margin for row in measured}
     for number in range(here.recipe.rounds):
         _round(here, number, prompts, holdout, standing, summary)
+        here.watch.round(summary["rounds"][-1])
         save("running")
 
 

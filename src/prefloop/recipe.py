@@ -35,6 +35,10 @@ def _kinded(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
 class Spec(BaseModel):
     """A component: `kind` is its file's name in its folder, or `./my_file.py:Name`; the rest are its fields."""
 
@@ -170,6 +174,9 @@ class Recipe(_Settings):
     """What changes from round to round: {loss.beta: [0.1, 0.1, 5.0]}; the last value stays. Settings of loss, train,
     trainer, pair_builder and sampler may be given, and loss, trainer, pair_builder, start_from, samples_from, reference
     and replay as a whole: {loss: [dpo, dpo, sft]}."""
+    loggers: Annotated[tuple[Component, ...], BeforeValidator(_several)] = ()
+    """Where numbers are sent beside the run's own files: tensorboard, wandb, trackio, each a name or {kind: …} with its
+    settings. Default: nowhere. They change no result."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads. auto: one for models under 5 M parameters, else measured when a run begins, and kept."""
 

@@ -87,7 +87,9 @@ def check(recipe: Recipe) -> None:
         if getattr(recipe, name) != getattr(default, name):
             raise ConfigError(f"{name}: has no effect with trains=reward_model; leave it out")
     if recipe.gate.kind == default.gate.kind and recipe.gate.settings():
-        raise ConfigError("gate: its settings are about policies and have no effect with trains=reward_model; leave out")
+        raise ConfigError(
+            "gate: its settings are about policies and have no effect with trains=reward_model; leave out"
+        )
     parts = build_parts(recipe)
     if parts.order.needs_margins:
         raise ConfigError(f"order.kind: {recipe.order.kind} goes by a policy's margins; use shuffled")
@@ -116,6 +118,7 @@ def rounds(
     for number in range(here.recipe.rounds):
         recipe = for_round(here.recipe, number)
         _round(replace(here, recipe=recipe, parts=build_parts(recipe)), number, prompts, standing, summary)
+        here.watch.round(summary["rounds"][-1])
         save("running")
 
 
@@ -264,6 +267,7 @@ def _train_and_export(
         state_folder=path / ".state",
         reference=None,
         starts_at_reference=False,
+        on_step=here.watch.step,
     )
     curve = here.parts.trainer(job, here.progress, here.stop)
     building.write_part(0, curve)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from prefloop.rows import (
     digest_of,
     gold_completion,
 )
+from prefloop.watch import Watch
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Run:
     stop: Callable[[], bool]
     begin: Callable[[], None]
     redo: bool = False
+    watch: Watch = field(default_factory=Watch)
 
     def open(self, path: Path, key: Key, record: type[R] | None) -> Artifact[R] | Building[R]:
         """Open an artifact of this run; `begin` hears of it if there is something to make."""

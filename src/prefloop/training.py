@@ -177,6 +177,7 @@ def _train_and_export(
         state_folder=path / ".state",
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
+        on_step=run.watch.step,
     )
     curve = run.parts.trainer(job, run.progress, run.stop)
     building.write_part(0, curve)

@@ -22,9 +22,7 @@ def drawn(scores):
     for i, score in enumerate(scores):
         prompt = Prompt(f"{i:016x}", (Message(VERBATIM, "x"),), None, "holdout", "t")
         completion = Completion(f"c{i}", "x", (1,), None, "stop", 0, "p")
-        groups.append(
-            JudgedGroup(prompt, (completion,), "p", 0, 1.0, 1.0, (float(score),), None, "judge", (None,))
-        )
+        groups.append(JudgedGroup(prompt, (completion,), "p", 0, 1.0, 1.0, (float(score),), None, "judge", (None,)))
     return groups
 
 

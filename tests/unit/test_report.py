@@ -259,8 +259,9 @@ def test_a_finished_run_shows_everything(finished):
         "prefloop 0.1.0",
     ):
         assert wanted in page.text, wanted
-    assert page.text.count("refused") == 2  # the decision, and the sentence about refused rounds
-    assert page.tags.count("svg") == 6 + 3 + 6
+    # The decision, the sentence about refused rounds, and the frontier's legend.
+    assert page.text.count("refused") == 3
+    assert page.tags.count("svg") == 7 + 3 + 6
     assert len(html) < 300_000
 
 

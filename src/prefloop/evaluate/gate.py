@@ -28,8 +28,9 @@ class Gate:
 
     The gain must be shown on held-out prompts: the interval of `metric` lies above `threshold`. All rounds look at the
     same prompts, so they share one error rate, `alpha`: the interval that decides is a 95 % interval in a run of one
-    round, and wider where there are more (98.3 % in each of three; see docs/evidence.md). Guards compare the candidate with the start policy and refuse a round that raises the score by wrecking the text:
-    a judge that counts happy words is content with a text of nothing else. Guards use values, not intervals.
+    round, and wider where there are more (98.3 % in each of three; see docs/evidence.md). Guards compare the candidate
+    with the start policy and refuse a round that raises the score by wrecking the text: a judge that counts happy words
+    is content with a text of nothing else. Guards use values, not intervals.
     A guard whose metric was not measured does not refuse; the decision says so.
 
     Departs from the papers: none of them gates a round; use `gate: {kind: always}` for their behaviour.
@@ -153,7 +154,9 @@ class Gate:
                 f"gate.rounds: {planned} rounds share gate.alpha, and the run has {rounds}: nothing is left for round "
                 f"{planned}; raise gate.rounds"
             )
-        return 1 - self.alpha if planned == 1 else looks(planned, alpha=self.alpha, spending=self.spending)[number].level
+        return (
+            1 - self.alpha if planned == 1 else looks(planned, alpha=self.alpha, spending=self.spending)[number].level
+        )
 
     def _check_sharing(self) -> None:
         if not 0 < self.alpha <= 0.5:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def unheard(row: StepLog) -> None:
+    """Tell nobody of a step."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One round's training.
@@ -33,6 +37,8 @@ class Job:
     state_folder: Path
     reference: PolicyRef | None
     starts_at_reference: bool
+    on_step: Callable[[StepLog], None] = unheard
+    """Told of every step that the training curve holds, as soon as it is known."""
 
 
 class Trainer(Protocol):
