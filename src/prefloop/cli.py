@@ -215,20 +215,26 @@ def evaluate(
     revisions: Annotated[
         str, typer.Option(help="Numbers of self-revisions to compare, as 0,1,2,3. Default: the run's own sampling.")
     ] = "",
-    lm_eval: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k.")] = "",
+    lm_eval: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k; they join the run's report.")
+    ] = "",
+    lm_eval_include: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, for a try.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
 ) -> None:
     """Measure a policy on held-out prompts, or on tasks of lm-evaluation-harness."""
     from prefloop.evaluate.terminal import evaluation_table, tasks_table
     from prefloop.evaluation import evaluate as measure
     from prefloop.evaluation import evaluate_tasks
-    from prefloop.launch import read_policy
+    from prefloop.launch import read_policy, run_of
 
     recipe = read_policy(target, overrides or [])
-    if lm_eval:
-        console.print(tasks_table(evaluate_tasks(recipe, _listed(lm_eval, str, "--lm-eval"))))
-        return
     root = out or Path("runs") / f"evaluate-{target.resolve().name}"
+    if lm_eval:
+        tasks, kept = _listed(lm_eval, str, "--lm-eval"), out or run_of(target) or root
+        console.print(tasks_table(evaluate_tasks(recipe, tasks, kept, include=lm_eval_include, limit=lm_eval_limit)))
+        console.print(f"results      {kept / 'benchmarks.json'}", markup=False, highlight=False, soft_wrap=True)
+        return
     with _bars() as (progress, stop):
         rows = measure(recipe, root, _listed(revisions, int, "--revisions"), progress=progress, stop=stop)
     names = ["the run's own" if row.revisions is None else f"revised {row.revisions} times" for row in rows]

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
 from prefloop.errors import DataError
+from prefloop.evaluate import benchmarks
 from prefloop.evaluate.displacement_charts import displacement_charts
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
 from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, outcomes_of, samples
@@ -134,6 +135,7 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "outcomes": outcomes_of(shown_samples),
         "least_shared": LEAST_SHARED,
         "pairs": {n: few for n, few in pairs.items() if few},
+        "benchmarks": benchmarks.table(benchmarks.read(root), summary),
         "origins": origin_table(rounds),
         "displacement": [(e["round"], e["displacement"]) for e in _ends(rounds, _LISTED) if "displacement" in e],
         "displacement_charts": displacement_charts(

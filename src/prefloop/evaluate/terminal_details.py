@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
+from prefloop.evaluate import benchmarks
 from prefloop.evaluate.frontier import pareto_frontier
 from prefloop.evaluate.report import judged_in, provenance, shown_round
 from prefloop.evaluate.report_examples import OUTCOMES, Sample, samples
@@ -47,6 +48,7 @@ def details(root: Path, summary: Mapping[str, Any], examples: int = EXAMPLES) ->
     after = judged_in(root, shown) if shown != START_ROUND else []
     sections: list[tuple[str, Iterator[Text]]] = [
         (f"Metrics of round {shown}", _metrics(summary, shown)),
+        ("Benchmarks", (_named(*line) for line in benchmarks.lines(benchmarks.read(root), summary))),
         ("Score against KL(policy ‖ start), nats per token", _frontier(summary)),
         ("Scores of held-out completions", _distributions(root, start, rounds[-_BESIDE:])),
         (f"The same prompts before and after round {shown}", _examples(_few(samples(start, after), examples), shown)),
