@@ -3,7 +3,10 @@
 import json
 import random
 import re
+import shutil
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from prefloop.evaluate.heldout import Findings, baseline_metrics, candidate_metr
 from prefloop.evaluate.report import write_report
 from prefloop.evaluate.report_charts import histograms
 from prefloop.evaluate.report_examples import few_pairs
+from prefloop.evaluate.report_pairs import stored_pairs
 from prefloop.evaluate.summary import metric_json
 from prefloop.rows import (
     HOLDOUT,
@@ -429,6 +433,33 @@ def test_pairs_are_chosen_by_margin_and_by_id_over_all_parts(tmp_path):
     assert few_pairs([pairs[:5], [], pairs[5:]]) == whole
     assert [e.rule for e in few_pairs([pairs[:1]])] == ["largest margin"]
     assert few_pairs([]) == []
+    # From files: the same choice, whatever is in which part, and only the chosen rows are read whole.
+    for name, parts in (("one", [pairs]), ("three", [pairs[:5], [], pairs[5:]]), ("few", [pairs[:1]]), ("none", [])):
+        building = open_artifact(tmp_path / name, Key(name, {}), PreferencePair)
+        assert isinstance(building, Building)
+        for index, part in enumerate(parts):
+            building.write_part(index, part)
+        assert stored_pairs(building.finish({}).part_paths()) == few_pairs(parts)
+
+
+def test_ten_thousand_pairs_take_less_than_five_seconds_and_five_megabytes(tmp_path):
+    run = SyntheticRun(tmp_path / "demo", holdout=128)
+    run.begin()
+    run.round(0, 0.4)
+    shutil.rmtree(run.root / "round-000" / "3-pairs")
+    pairs = [run.pair(run.group(p, 0.3, 0, 4), 0) for p in run.train]
+    building = open_artifact(run.root / "round-000" / "3-pairs", Key("pairs", {}), PreferencePair)
+    assert isinstance(building, Building)
+    many = [replace(pairs[i % 12], pair_id=f"{i:016x}", margin=float(i)) for i in range(10_000)]
+    for index in range(0, 10_000, 512):  # as many in a part as a run writes
+        building.write_part(index // 512, many[index : index + 512])
+    building.finish()
+    began = time.process_time()
+    page = write_report(run.root)
+    assert time.process_time() - began < 5
+    assert page.stat().st_size < 5_000_000
+    assert "margin 9999.000" in page.read_text(encoding="utf-8")
+    assert ">10,000<" in page.read_text(encoding="utf-8")
 
 
 def test_equal_scores_still_make_a_histogram(tmp_path):

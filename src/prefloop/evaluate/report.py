@@ -18,9 +18,10 @@ from prefloop.errors import DataError
 from prefloop.evaluate import benchmarks
 from prefloop.evaluate.displacement_charts import displacement_charts
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
-from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, outcomes_of, samples
+from prefloop.evaluate.report_examples import NOTE, TEXT, clip, outcomes_of, samples
 from prefloop.evaluate.report_frontier import frontier_chart
 from prefloop.evaluate.report_origins import origin_table
+from prefloop.evaluate.report_pairs import stored_pairs
 from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
 from prefloop.evaluate.text_marks import LEAST_SHARED
 from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
@@ -112,7 +113,7 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     start = judged_in(root, START_ROUND)
     judged = {n: judged_in(root, n) for n in {*beside, shown} - {START_ROUND}}
     shown_samples = samples(start, judged.get(shown, []))
-    pairs = {n: few_pairs(_parts(_folder(root, n) / "3-pairs", PreferencePair)) for n in beside}
+    pairs = {n: stored_pairs(_part_paths(_folder(root, n) / "3-pairs")) for n in beside}
     return {
         "summary": summary,
         "name": summary["name"] or root.resolve().name,
@@ -307,6 +308,12 @@ def _parts(path: Path, record: type[R]) -> Iterable[list[R]]:
     """Return the parts of an artifact, none where it is not finished."""
     artifact = load_artifact(path, record)
     return artifact.parts() if artifact is not None else ()
+
+
+def _part_paths(path: Path) -> Iterable[Path]:
+    """Return the files of a finished artifact's parts, each compared with its manifest; none where it is not done."""
+    artifact: Artifact[Any] | None = load_artifact(path, None)
+    return artifact.part_paths() if artifact is not None else ()
 
 
 def _rows(path: Path, record: type[Any]) -> int | None:

@@ -14,7 +14,8 @@ NOTE = 600
 """Characters of a reason or note that the page shows."""
 
 _EACH = 4  # prompts that gained most, lost most, changed most, and by fixed order
-_UNSEEN = 2  # pairs by the order of their ids
+UNSEEN = 2
+"""Pairs that are shown by the order of their ids."""
 
 OUTCOMES = {
     "gained": "Gained most",
@@ -156,7 +157,7 @@ def _choose(pairs: Sequence[PreferencePair]) -> list[tuple[str, PreferencePair]]
     extremes = {by_margin[-1].pair_id: ("largest margin", by_margin[-1])}
     extremes.setdefault(by_margin[0].pair_id, ("smallest margin", by_margin[0]))
     rest = sorted((p for p in pairs if p.pair_id not in extremes), key=lambda p: p.pair_id)
-    return [*extremes.values(), *(("chosen without looking", pair) for pair in rest[:_UNSEEN])]
+    return [*extremes.values(), *(("chosen without looking", pair) for pair in rest[:UNSEEN])]
 
 
 def _cut(pair: PreferencePair) -> PreferencePair:
