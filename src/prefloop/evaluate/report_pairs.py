@@ -43,7 +43,8 @@ def _read(path: Path, rows: list[int]) -> list[PreferencePair]:
         for group in range(file.num_row_groups):
             after = first + file.metadata.row_group(group).num_rows
             here = [row - first for row in rows if first <= row < after]
-            table = file.read_row_group(group) if here else None
-            found += [from_plain(PreferencePair, table.slice(row, 1).to_pylist()[0]) for row in here]
+            if here:
+                table = file.read_row_group(group)
+                found += [from_plain(PreferencePair, table.slice(row, 1).to_pylist()[0]) for row in here]
             first = after
     return found
