@@ -1,19 +1,23 @@
 """Which words of two texts differ: what the report marks in examples.
 
-Words are compared, spaces between them stay as they are. Texts that have little in common are not marked: a page full
-of marks shows nothing.
+Texts with much in common are compared word by word, in order. Where they have little in common, as two stories have, that
+would mark everything and show nothing: there, the longer words are marked that the other text does not have at all.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import groupby
 
 LEAST_SHARED = 0.25
-"""Share of words in common, of the longer text, below which nothing is marked (ours)."""
+"""Share of words in common, of the longer text, below which only words that the other lacks are marked (ours)."""
+LETTERS = 4
+"""Letters of a word from which on it is marked in texts with little in common: shorter ones are mostly grammar (ours)."""
 
 _MOST_WORDS = 400  # of either text that are compared word by word; what follows counts as different
 _REPEATS = 60  # of one word, beyond which it is no anchor: a loop of one word would take quadratic time
+_SIGNS = re.compile(r"[\W_]+")
 _WORD = re.compile(r"\S+\s*|\s+")
 
 Part = tuple[str, bool]
@@ -45,7 +49,7 @@ def marked(before: str, after: str) -> Marked:
     ours, theirs = _WORD.findall(before), _WORD.findall(after)
     alike = likeness(before, after)
     if alike < LEAST_SHARED or not ours or not theirs:
-        return Marked(_whole(before), _whole(after), alike)
+        return Marked(_lacking(ours, theirs), _lacking(theirs, ours), alike)
     one, other = ours[:_MOST_WORDS], theirs[:_MOST_WORDS]
     matcher = SequenceMatcher(None, [w.strip() for w in one], _anchors(other), autojunk=False)
     parts: tuple[list[Part], list[Part]] = ([], [])
@@ -82,5 +86,16 @@ def _anchors(words: list[str]) -> list[str]:
     return found
 
 
-def _whole(text: str) -> tuple[Part, ...]:
-    return ((text, False),) if text else ()
+def _lacking(words: list[str], others: list[str]) -> tuple[Part, ...]:
+    """Return `words` with those marked that are not among `others`, whatever their case and signs around them."""
+    known = {_bare(word) for word in others}
+    marks = [len(bare := _bare(word)) >= LETTERS and bare not in known for word in words]
+    return tuple(("".join(w for w, _ in run), mark) for mark, run in groupby(zip(words, marks, strict=True), _second))
+
+
+def _bare(word: str) -> str:
+    return _SIGNS.sub("", word).casefold()
+
+
+def _second(pair: tuple[str, bool]) -> bool:
+    return pair[1]
