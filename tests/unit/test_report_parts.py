@@ -20,8 +20,8 @@ def shown(tmp_path_factory):
     run = SyntheticRun(tmp_path_factory.mktemp("runs") / "demo")
     run.begin(reference="previous", prompts={"path": "mine.jsonl", "holdout": 0.2}, versions={"torch": "2.13.0"})
     run.round(0, 0.4)
-    run.round(1, 0.9)
-    run.round(2, 0.5, accepted=False)
+    run.round(1, 0.5)
+    run.round(2, 0.3, accepted=False)
     run.summary |= {"state": "done", "verdict": "2 of 3 rounds were accepted."}
     run.save()
     return run, CliRunner().invoke(app, ["show", str(run.root), "--examples", "4"])
@@ -68,7 +68,7 @@ def test_a_missing_score_is_neither_gained_nor_lost(tmp_path):
 
 def test_marks_are_the_words_that_differ():
     found = marked("Tom had a red ball .", "Tom had a big red ball !")
-    assert found.before == (("Tom had a red ball ", False), (".", True))
+    assert found.before == (("Tom had a ", False), ("red ball ", False), (".", True))
     assert found.after == (("Tom had a ", False), ("big ", True), ("red ball ", False), ("!", True))
     same = marked("no difference", "no difference")
     assert not same.marks

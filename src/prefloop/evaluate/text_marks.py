@@ -1,7 +1,7 @@
 """Which words of two texts differ: what the report marks in examples.
 
-Texts with much in common are compared word by word, in order. Where they have little in common, as two stories have, that
-would mark everything and show nothing: there, the longer words are marked that the other text does not have at all.
+Texts with much in common are compared word by word, in order. Where they have little in common, as two stories have,
+that would mark everything and show nothing: there, the longer words are marked that the other text does not have.
 """
 
 import re
@@ -13,7 +13,7 @@ from itertools import groupby
 LEAST_SHARED = 0.25
 """Share of words in common, of the longer text, below which only words that the other lacks are marked (ours)."""
 LETTERS = 4
-"""Letters of a word from which on it is marked in texts with little in common: shorter ones are mostly grammar (ours)."""
+"""Letters from which on a word is marked in texts with little in common; shorter ones are mostly grammar (ours)."""
 
 _MOST_WORDS = 400  # of either text that are compared word by word; what follows counts as different
 _REPEATS = 60  # of one word, beyond which it is no anchor: a loop of one word would take quadratic time
