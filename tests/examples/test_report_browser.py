@@ -99,7 +99,7 @@ def visit(chromium):
     yield open_
     for context in contexts:
         context.close()
-    assert {url.partition(":")[0] for url in asked} == {"file"}
+    assert {url.partition(":")[0] for url in asked} <= {"file"}
     assert len(asked) == len(contexts)
     assert complaints == []
 
@@ -172,6 +172,8 @@ def test_both_pages_print(run_page, compare_page, visit, tmp_path):
 @pytest.mark.skipif("PREFLOOP_SCREENSHOTS" not in os.environ, reason="PREFLOOP_SCREENSHOTS names no folder")
 @pytest.mark.parametrize(("variable", "name"), [("PREFLOOP_REPORT", "report"), ("PREFLOOP_COMPARISON", "compare")])
 def test_pictures_for_the_docs(variable, name, visit):
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no page")
     for window, suffix in ((DESKTOP, "desktop"), (PHONE, "phone")):
         page = visit(os.environ[variable], **window)
         page.screenshot(path=Path(os.environ["PREFLOOP_SCREENSHOTS"]) / f"{name}-{suffix}.png")
