@@ -310,9 +310,19 @@ def build_recipe(layers: Layers) -> Recipe:
 
     """
     try:
-        return Recipe.model_validate(layers.values)
+        return Recipe.model_validate(_with_default_kinds(layers.values))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e, layers.origins) for e in error.errors())) from None
+
+
+def _with_default_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which a component that is given settings but no kind is of the default kind."""
+    found = dict(values)
+    for name in PARTS:
+        default, given = Recipe.model_fields[name].default, values.get(name)
+        if isinstance(default, Spec) and isinstance(given, Mapping) and "kind" not in given:
+            found[name] = {"kind": default.kind, **given}
+    return found
 
 
 def _explain(error: Any, origins: Mapping[str, str]) -> str:
