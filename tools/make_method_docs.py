@@ -25,6 +25,7 @@ PLACES = {
     "sampler": ("Samplers", "sample"),
     "trainer": ("Trainers", "train"),
     "gate": ("Gates", "evaluate"),
+    "loggers": ("Loggers", "loggers"),
 }
 
 

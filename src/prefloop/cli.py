@@ -214,13 +214,21 @@ def init(
 
 
 @app.command()
-def show(run_folder: RunFolder) -> None:
-    """Print what a run has found so far."""
+def show(
+    run_folder: RunFolder,
+    examples: Annotated[int, typer.Option(min=0, help="Prompts to print before and after.")] = 3,
+) -> None:
+    """Print what a run has found so far: the report, for the terminal."""
     from prefloop.artifact import read_json
+    from prefloop.evaluate.terminal_details import details
     from prefloop.ledger import SUMMARY
 
     _require_run(run_folder)
-    _show(run_folder, read_json(run_folder / SUMMARY), judges=True)
+    summary = read_json(run_folder / SUMMARY)
+    _show(run_folder, summary, judges=True)
+    if summary.get("trains") != "reward_model":
+        for line in details(run_folder, summary, examples):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -233,21 +241,27 @@ def evaluate(
     beams: Annotated[
         str, typer.Option(help="Numbers of beams to compare, as 1,2,4,8: search by the policy's likelihood.")
     ] = "",
-    lm_eval: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k.")] = "",
+    lm_eval: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, as arc_easy,gsm8k; they join the run's report.")
+    ] = "",
+    lm_eval_include: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, for a try.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
 ) -> None:
     """Measure a policy on held-out prompts, or on tasks of lm-evaluation-harness."""
     from prefloop.evaluate.terminal import evaluation_table, tasks_table
     from prefloop.evaluation import evaluate as measure
     from prefloop.evaluation import evaluate_tasks
-    from prefloop.launch import read_policy
+    from prefloop.launch import read_policy, run_of
 
     recipe = read_policy(target, overrides or [])
-    if lm_eval:
-        console.print(tasks_table(evaluate_tasks(recipe, _listed(lm_eval, str, "--lm-eval"))))
-        return
     root = out or Path("runs") / f"evaluate-{target.resolve().name}"
     numbers = (_listed(revisions, int, "--revisions"), _listed(beams, int, "--beams"))
+    if lm_eval:
+        tasks, kept = _listed(lm_eval, str, "--lm-eval"), out or run_of(target) or root
+        console.print(tasks_table(evaluate_tasks(recipe, tasks, kept, include=lm_eval_include, limit=lm_eval_limit)))
+        console.print(f"results      {kept / 'benchmarks.json'}", markup=False, highlight=False, soft_wrap=True)
+        return
     with _bars() as (progress, stop):
         rows = measure(recipe, root, *numbers, progress=progress, stop=stop)
     console.print(evaluation_table([(row.label, row.found.metrics) for row in rows], rows[0].label))

@@ -269,7 +269,7 @@ def gathered(folders: Sequence[Path]) -> list[Method]:
         if "judge_score" not in summary["start"].get("metrics", {}):
             raise DataError(f"{folder}: has no scores of held-out completions, so there is nothing to compare")
         settings, _ = read_yaml(folder / "recipe.yaml")
-        kept = {k: v for k, v in settings.items() if k not in ("seed", "name", "threads")}
+        kept = {k: v for k, v in settings.items() if k not in ("seed", "name", "threads", "loggers")}
         kinds.setdefault(digest_of(flow_yaml(kept)), []).append((folder, summary))
     methods = []
     labels = [str(runs[0][1]["recipe"] or runs[0][1]["name"]) for runs in kinds.values()]
@@ -288,7 +288,7 @@ def measured(folder: Path, summary: Mapping[str, Any], shown: str) -> Measured:
         DataError: the folder lacks the held-out scores.
 
     """
-    start = _groups(folder / "start")
+    start, judge_settings = _groups(folder / "start"), _judge_settings(folder / "start")
     rounds = summary["rounds"]
     accepted = [e for e in rounds if e["accepted"]]
     last = accepted[-1] if accepted else None
@@ -321,6 +321,7 @@ def measured(folder: Path, summary: Mapping[str, Any], shown: str) -> Measured:
             tokens_trained=sum(e["tokens"].get("policy", 0) for e in rounds),
             tokens_evaluated=evaluation,
             seconds=sum(sum(e["seconds"].values()) for e in rounds),
+            judge_settings=judge_settings,
         ),
     )
 
@@ -330,6 +331,13 @@ def _groups(folder: Path) -> list[JudgedGroup]:
     if artifact is None:
         raise DataError(f"{folder}: no judged held-out completions; finish the run with `prefloop run`")
     return list(artifact)
+
+
+def _judge_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings on which the verdicts depend, as the stage's key holds them: contents of files too."""
+    artifact = load_artifact(folder / "2-judged", JudgedGroup)
+    found = artifact.manifest["settings"].get("judge") if artifact is not None else None
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _scores(groups: Sequence[JudgedGroup]) -> dict[str, tuple[float | None, ...]]:

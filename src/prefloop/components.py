@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.artifact import file_digest
 from prefloop.errors import ConfigError
-from prefloop.protocols import Corrector, Gate, Judge, Loss, Order, PairBuilder, Sampler
+from prefloop.protocols import Corrector, Gate, Judge, Logger, Loss, Order, PairBuilder, Sampler
 from prefloop.recipe import Recipe, Spec, nearest
 from prefloop.rows import digest_of
 from prefloop.train.job import Trainer
@@ -35,6 +35,7 @@ FOLDERS = {
     "loss": "losses",
     "trainer": "train",
     "gate": "evaluate",
+    "loggers": "loggers",
 }
 """The folder in which the `kind` of each recipe field is looked up."""
 LONGEST_PATH = 200
@@ -58,6 +59,7 @@ class Parts:
     gate: Gate
     corrector: Corrector | None = None
     locator: Judge | None = None
+    loggers: tuple[Logger, ...] = ()
 
 
 def build_parts(recipe: Recipe) -> Parts:
@@ -96,6 +98,7 @@ def build_parts(recipe: Recipe) -> Parts:
         gate=build("gate", recipe.gate),
         corrector=build("corrector", recipe.corrector) if recipe.corrector else None,
         locator=build("locator", recipe.locator) if recipe.locator else None,
+        loggers=tuple(build("loggers", spec) for spec in recipe.loggers),
     )
 
 
@@ -216,6 +219,8 @@ def filled(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     for place in ("eval_sampler", "eval_judge", "corrector", "locator"):
         if values[place] is not None:
             values[place] = {"kind": values[place]["kind"], **_plain(getattr(parts, place))}
+    named = zip(recipe.loggers, parts.loggers, strict=True)
+    values["loggers"] = [{"kind": spec.kind, **_plain(logger)} for spec, logger in named]
     return values
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from prefloop import stages
 from prefloop.artifact import locked, write_json
 from prefloop.components import build_parts, key_of
 from prefloop.errors import ConfigError
+from prefloop.evaluate import benchmarks
 from prefloop.evaluate.heldout import Findings, baseline_metrics, candidate_metrics
 from prefloop.evaluate.lm_eval import run_tasks
+from prefloop.evaluate.report import write_report
 from prefloop.evaluate.summary import metric_json
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
+from prefloop.ledger import SUMMARY
 from prefloop.loop import EVALUATION_ROUND, scratch_of, set_threads
+from prefloop.models.causal_lm import choose_device
 from prefloop.protocols import Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe
 from prefloop.rows import JudgedGroup, Metric
@@ -83,15 +88,35 @@ def evaluate(
     return rows
 
 
-def evaluate_tasks(recipe: Recipe, tasks: Sequence[str]) -> dict[str, Metric]:
-    """Measure the recipe's policy on tasks of lm-evaluation-harness.
+def evaluate_tasks(
+    recipe: Recipe, tasks: Sequence[str], root: Path, *, include: Path | None = None, limit: int | None = None
+) -> dict[str, Metric]:
+    """Measure the recipe's policy on tasks of lm-evaluation-harness, and keep the results in `root`.
+
+    Where `root` is a run's folder, they stand in its report, which is written anew.
+
+    Args:
+        recipe: names the policy.
+        tasks: names of tasks or groups.
+        root: a run's folder, or any other; `benchmarks.json` is written into it.
+        include: folder with task files of your own.
+        limit: only that many documents of each task.
 
     Raises:
         ConfigError: the harness is not installed or does not know a task, or there is no such policy.
         DataError: the policy's folder cannot be used, or there are no results.
 
     """
-    return run_tasks(resolve_policy(recipe).path, tasks)
+    policy = resolve_policy(recipe)
+    # Left to itself the harness would take a GPU even where there is none.
+    device = str(choose_device(recipe.train.device))
+    folder = None if include is None else str(include)
+    found = run_tasks(policy.path, tasks, include_path=folder, limit=limit, device=device)
+    few = "" if limit is None else f", at most {limit} documents of each task"
+    benchmarks.keep(root, policy, f"lm_eval {version('lm_eval')}{few}", found)
+    if (root / SUMMARY).is_file():
+        write_report(root)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ import torch
 from prefloop.artifact import Artifact, Building, Key
 from prefloop.components import Parts, build, key_of
 from prefloop.errors import ConfigError
-from prefloop.evaluate import displacement, heldout, remedies
+from prefloop.evaluate import deciding, displacement, heldout, remedies
+from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.evaluate.summary import metric_json, metrics_from_json
 from prefloop.models import causal_lm
 from prefloop.models.logps import TokenGroup, completion_logps
+from prefloop.protocols import SharesAlpha
 from prefloop.recipe import Recipe, Spec
 from prefloop.rows import (
     CompletionScore,
+    Decision,
     JudgedGroup,
     Metric,
     PolicyRef,
@@ -79,34 +82,69 @@ def decide(
     judged: Artifact[JudgedGroup],
     logps: Artifact[CompletionScore],
     rivals: tuple[Artifact[JudgedGroup], Artifact[JudgedGroup]],
+    number: int,
 ) -> Artifact[Any]:
     """6-report/4-decision: metrics against the start and the best so far (`rivals`), and the gate's verdict on them."""
     start, best = rivals
-    settings = {"gate": key_of(run.parts.gate, run.recipe.gate.kind), "seed": run.recipe.seed}
+    level = gate_level(run.recipe, run.parts, number)
+    gate_key = key_of(run.parts.gate, run.recipe.gate.kind) | {"level, by gate.rounds": level}
+    settings = {"gate": gate_key, "seed": run.recipe.seed}
     inputs = {"judged": judged.digest, "logps": logps.digest, "start": start.digest, "best": best.digest}
     opened: Artifact[Any] | Building[Any] = run.open(path, Key("decision", settings, inputs), None)
     if isinstance(opened, Artifact):
         return opened
-    start_groups = list(start)
+    groups, start_groups, best_groups = list(judged), list(start), list(best)
     baseline = heldout.baseline_metrics(start_groups, seed=run.recipe.seed)
     found = heldout.candidate_metrics(
-        list(judged),
+        groups,
         start=start_groups,
-        best=list(best),
+        best=best_groups,
         start_logps={row.completion_id: row.token_logps for row in logps},
         seed=run.recipe.seed,
     )
-    decision = run.parts.gate(found.metrics, baseline.metrics)
-    domains = heldout.by_origin(list(judged), start_groups, seed=run.recipe.seed)
+    decision = _decision(run, found, baseline, groups, (start_groups, best_groups), level)
+    domains = heldout.by_origin(groups, start_groups, seed=run.recipe.seed)
     facts = {
         "accepted": decision.accepted,
         "why": list(decision.why),
+        "level": level,
         "metrics": {name: metric_json(metric) for name, metric in found.metrics.items()},
         "warnings": list(found.warnings),
         "by_origin": {name: {k: metric_json(m) for k, m in metrics.items()} for name, metrics in domains.items()},
         **found.facts,
     }
     return opened.finish(facts)
+
+
+def gate_level(recipe: Recipe, parts: Parts, number: int) -> float:
+    """Return the level of the interval by which round `number` is decided.
+
+    Raises:
+        ConfigError: the gate has nothing left for that many rounds.
+
+    """
+    gate = parts.gate
+    return gate.level(number, recipe.rounds) if isinstance(gate, SharesAlpha) else LEVEL
+
+
+def _decision(
+    run: Run,
+    found: heldout.Findings,
+    baseline: heldout.Findings,
+    groups: Sequence[JudgedGroup],
+    rivals: tuple[Sequence[JudgedGroup], Sequence[JudgedGroup]],
+    level: float,
+) -> Decision:
+    """Ask the gate, which sees its metric with the interval that decides; advise where that tells nothing."""
+    gate = run.parts.gate
+    if not isinstance(gate, SharesAlpha):
+        return gate(found.metrics, baseline.metrics)
+    rival = rivals[gate.metric.endswith("_best")]
+    metrics = deciding.at_level(found.metrics, gate.metric, groups, rival, level, run.recipe.seed)
+    decision = gate(metrics, baseline.metrics)
+    measured = metrics.get(gate.metric)
+    hint = None if measured is None or decision.accepted else deciding.advice(measured, gate.metric, groups, rival)
+    return decision if hint is None else replace(decision, why=(*decision.why, hint))
 
 
 def start_facts(run: Run, samples: Artifact[SampleGroup], judged: Artifact[JudgedGroup]) -> dict[str, Any]:

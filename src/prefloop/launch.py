@@ -73,7 +73,7 @@ def read_policy(target: Path, overrides: Sequence[str]) -> Recipe:
     """
     layers = Layers()
     layers.overlay({"sampler": {"kind": "hf"}}, "default")
-    in_run = next((folder for folder in (target, *target.parents[:3]) if (folder / "summary.json").is_file()), None)
+    in_run = run_of(target)
     if in_run is not None:
         values, origin = read_yaml(in_run / "recipe.yaml")
         layers.overlay(values, origin)
@@ -85,6 +85,11 @@ def read_policy(target: Path, overrides: Sequence[str]) -> Recipe:
     for text in overrides:
         layers.overlay(read_override(text), "command line")
     return build_recipe(layers)
+
+
+def run_of(target: Path) -> Path | None:
+    """Return the folder of the run that `target` is, or that it lies in; `None` if it is in none."""
+    return next((folder for folder in (target, *target.parents[:3]) if (folder / "summary.json").is_file()), None)
 
 
 def _names(setting: Any) -> bool:

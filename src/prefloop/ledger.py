@@ -1,6 +1,7 @@
 """`summary.json`: what a run has found so far. Its schema is public and described in docs/artifacts.md."""
 
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 
 from prefloop.artifact import Artifact, write_json, write_text
 from prefloop.errors import Interrupted, PrefloopError
+from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.evaluate.summary import verdict
 from prefloop.recipe import Recipe
 from prefloop.rows import PolicyRef
 
 SUMMARY = "summary.json"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy")
 
 
 def new_summary(recipe: Recipe, policy: PolicyRef, settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -30,11 +33,19 @@ def new_summary(recipe: Recipe, policy: PolicyRef, settings: Mapping[str, Any], 
         "policy_best": {"path": named, "digest": policy.digest, "round": -1},
         "judge": settings["judge"],
         "eval_judge": settings["eval_judge"] or settings["judge"],
+        "reference": recipe.reference,
+        "prompts": settings["prompts"],
+        "versions": versions(),
         "warnings": notes,
         "start": {},
         "rounds": [],
         "verdict": "",
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries on which a run's numbers depend."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 def add_round(
@@ -51,6 +62,7 @@ def add_round(
             "round": number,
             "accepted": facts["accepted"],
             "why": facts["why"],
+            "level": facts.get("level", LEVEL),
             "metrics": facts["metrics"],
             "by_origin": facts.get("by_origin", {}),
             "facts": {name: stage.facts for name, stage in stages.items() if stage.facts},

@@ -5,7 +5,7 @@ already the call returns at once, so that running is also resuming.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from prefloop.stages import Draw, Run
 from prefloop.team import ALONE, Team
 from prefloop.together import check_team, require_same
 from prefloop.training import Lineage
+from prefloop.watch import Watch, named
 
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
@@ -113,7 +114,9 @@ def run(  # noqa: PLR0913  all but two are by name
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
         recorder.silent = not team.main
         here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo, team)
-        with recorder.marking_failure():
+        if team.main:
+            here = replace(here, watch=watch_of(here, summary, settings))
+        with recorder.marking_failure(), closing(here.watch):
             summary["threads"] = set_threads(recipe, policy, root, team)
             stages.store_prompts(here, root / "prompts", prompts.prompts)
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
@@ -123,6 +126,18 @@ def run(  # noqa: PLR0913  all but two are by name
         if team.main:
             write_report(root)
     return summary
+
+
+def watch_of(here: Run, summary: dict[str, Any], settings: Mapping[str, Any]) -> Watch:
+    """Return who tells the recipe's loggers of the run; one that fails is a warning in the summary."""
+
+    def warn(text: str) -> None:
+        here.progress.say(text)
+        summary["warnings"].append(text)
+
+    kinds = [spec.kind for spec in here.recipe.loggers]
+    loggers = named(list(zip(kinds, here.parts.loggers, strict=True)))
+    return Watch(here.root, summary["name"], settings, loggers, warn, again=here.redo)
 
 
 def rounds(
@@ -135,11 +150,13 @@ def rounds(
 ) -> None:
     """Measure the policy as it comes, then make every round and tell `summary`; `save` is called after each."""
     standing = _measure_start(here, policy, holdout, summary)
+    here.watch.start(summary["start"])
     if here.parts.order.needs_margins:
         measured = stages.measure_margins(here, here.root / "start" / "3-margins", prompts, policy)
         standing.margins = {row.prompt_id: row.margin for row in measured}
     for number in range(here.recipe.rounds):
         _round(here, number, prompts, holdout, standing, summary)
+        here.watch.round(summary["rounds"][-1])
         save("running")
 
 
@@ -234,7 +251,7 @@ def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt],
     judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
     logps = evidence.start_logps(here, folder / "3-start-logps", judged, standing.start)
     decision = evidence.decide(
-        here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged)
+        here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged), policy.round
     )
     return Evaluation(samples, judged, logps, decision)
 
@@ -276,6 +293,7 @@ def check_combination(recipe: Recipe, parts: Parts) -> None:
     if recipe.round_exit == "combine":
         _check_combine(recipe)
     evidence.check_remedy(recipe, parts)
+    evidence.gate_level(recipe, parts, recipe.rounds - 1)
     if getattr(parts.trainer, "needs_adapter", False) and recipe.train.lora is None:
         raise ConfigError(
             f"train.lora: not set, but trainer.kind {recipe.trainer.kind} trains LoRA modules; set train.lora.rank"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from prefloop.rows import (
     Completion,
@@ -261,6 +262,59 @@ class Gate(Protocol):
 
     def __call__(self, metrics: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> Decision:
         """Compare the candidate's metrics with those of the best policy so far."""
+        ...
+
+
+@runtime_checkable
+class SharesAlpha(Protocol):
+    """A gate whose rounds share one error rate: `metric` is given to it with an interval of the level that it asks."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that decides."""
+        ...
+
+    def level(self, number: int, rounds: int) -> float:
+        """Return the level, 0–1, of the interval that decides round `number`, from 0, of a run of `rounds`.
+
+        Raises:
+            ConfigError: nothing of the error rate is left for that many rounds.
+
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRun:
+    """What a logger knows of a run: its folder, its name, an id that stays the same when it goes on, its settings."""
+
+    root: Path
+    name: str
+    id: str
+    settings: Mapping[str, Any]
+
+
+class LogSession(Protocol):
+    """An open connection of a logger. Whatever it raises switches the logger off and does not stop the run."""
+
+    def log(self, values: Mapping[str, float], axis: str, at: int) -> None:
+        """Tell of values by name; `axis` is what they are counted by and `at` their place on it."""
+        ...
+
+    def flush(self) -> None:
+        """Put on disk what was told so far."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class Logger(Protocol):
+    """Sends a run's numbers somewhere. It refuses to be built where its package is missing."""
+
+    def __call__(self, run: LoggedRun) -> LogSession:
+        """Open a connection for the run, or go on with the one that it had."""
         ...
 
 

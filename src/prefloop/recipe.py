@@ -35,6 +35,10 @@ def _kinded(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
 class Spec(BaseModel):
     """A component: `kind` is its file's name in its folder, or `./my_file.py:Name`; the rest are its fields."""
 
@@ -173,6 +177,9 @@ class Recipe(_Settings):
     """What changes from round to round: {loss.beta: [0.1, 0.1, 5.0]}; the last value stays. Settings of loss, train,
     trainer, pair_builder and sampler may be given, and loss, trainer, pair_builder, start_from, samples_from, reference
     and replay as a whole: {loss: [dpo, dpo, sft]}."""
+    loggers: Annotated[tuple[Component, ...], BeforeValidator(_several)] = ()
+    """Where numbers are sent beside the run's own files: tensorboard, wandb, trackio, each a name or {kind: …} with its
+    settings. Default: nowhere. They change no result."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads. auto: one for models under 5 M parameters, else measured when a run begins, and kept."""
 
@@ -306,9 +313,19 @@ def build_recipe(layers: Layers) -> Recipe:
 
     """
     try:
-        return Recipe.model_validate(layers.values)
+        return Recipe.model_validate(_with_default_kinds(layers.values))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e, layers.origins) for e in error.errors())) from None
+
+
+def _with_default_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which a component that is given settings but no kind is of the default kind."""
+    found = dict(values)
+    for name in PARTS:
+        default, given = Recipe.model_fields[name].default, values.get(name)
+        if isinstance(default, Spec) and isinstance(given, Mapping) and "kind" not in given:
+            found[name] = {"kind": default.kind, **given}
+    return found
 
 
 def _explain(error: Any, origins: Mapping[str, str]) -> str:

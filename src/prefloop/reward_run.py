@@ -87,6 +87,10 @@ def check(recipe: Recipe) -> None:
     for name in _UNUSED:
         if getattr(recipe, name) != getattr(default, name):
             raise ConfigError(f"{name}: has no effect with trains=reward_model; leave it out")
+    if recipe.gate.kind == default.gate.kind and recipe.gate.settings():
+        raise ConfigError(
+            "gate: its settings are about policies and have no effect with trains=reward_model; leave out"
+        )
     parts = build_parts(recipe)
     if parts.order.needs_margins:
         raise ConfigError(f"order.kind: {recipe.order.kind} goes by a policy's margins; use shuffled")
@@ -115,6 +119,7 @@ def rounds(
     for number in range(here.recipe.rounds):
         recipe = for_round(here.recipe, number)
         _round(replace(here, recipe=recipe, parts=build_parts(recipe)), number, prompts, standing, summary)
+        here.watch.round(summary["rounds"][-1])
         save("running")
 
 
@@ -257,6 +262,7 @@ def _train_and_export(
         reference=None,
         starts_at_reference=False,
         team=here.team,
+        on_step=here.watch.step,
     )
     shared = shard(trainable, here.team, train, None)
     curve = here.parts.trainer(job, here.progress, here.stop)

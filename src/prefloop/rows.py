@@ -318,7 +318,10 @@ class StepLog:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measured number with its 95 % interval. `n` counts prompts; `unit` and `estimator` say what it is."""
+    """A measured number with its interval. `n` counts prompts; `unit` and `estimator` say what it is.
+
+    `level` is the interval's coverage, 0–1: 0.95 but where several looks share one error rate.
+    """
 
     value: float
     low: float
@@ -326,6 +329,7 @@ class Metric:
     n: int
     unit: str
     estimator: str = ""
+    level: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ LISTED = 400
 
 
 def shrunk(recipe: Recipe, prompts: int, held_out: int, measures_all: bool, **changes: Any) -> Recipe:
-    """Return `recipe` with one round on `prompts` prompts, evaluated on `held_out`.
+    """Return `recipe` with one round on `prompts` prompts, evaluated on `held_out`; no logger hears of it.
 
     `measures_all` says that the order wants a margin for every prompt, so that fewer are read. `changes` are fields
     of the recipe.
@@ -18,6 +18,7 @@ def shrunk(recipe: Recipe, prompts: int, held_out: int, measures_all: bool, **ch
     less: Mapping[str, Any] = {
         "rounds": 1,
         "prompts_per_round": prompts,
+        "loggers": (),
         "evaluate": recipe.evaluate.model_copy(update={"prompts": held_out}),
     }
     if measures_all and recipe.prompts is not None:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from prefloop.rows import (
 )
 from prefloop.team import ALONE, Team
 from prefloop.together import open_shared
+from prefloop.watch import Watch
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Run:
     begin: Callable[[], None]
     redo: bool = False
     team: Team = ALONE
+    watch: Watch = field(default_factory=Watch)
 
     def open(self, path: Path, key: Key, record: type[R] | None, together: bool = False) -> Artifact[R] | Building[R]:
         """Open an artifact of this run; `begin` hears of it if there is something to make.

@@ -182,6 +182,7 @@ def _train_and_export(
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
         team=run.team,
+        on_step=run.watch.step,
     )
     shared = shard(job.model, run.team, recipe.train, job.layout)
     curve = run.parts.trainer(job, run.progress, run.stop)

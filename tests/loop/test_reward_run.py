@@ -135,6 +135,7 @@ def test_an_adapter_is_merged_and_later_rounds_go_on_from_the_reward_model(tmp_p
         (["trainer.kind=update"], r"trainer\.kind: update trains a policy"),
         (["pair_builder.kind=own_samples"], "completions without a rival"),
         (["order.kind=easy_first"], "goes by a policy's margins"),
+        (["gate.max_kl=0.5"], "gate: its settings are about policies"),
     ],
 )
 def test_what_a_reward_model_has_no_use_for_is_refused_before_any_work(tmp_path, settings, message):

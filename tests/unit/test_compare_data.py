@@ -77,6 +77,17 @@ def test_what_differs_is_said_with_its_consequence(changes, words):
     assert any(re.search(words, w) for w in warnings), warnings
 
 
+def test_one_kind_of_judge_with_other_settings_is_another_judge():
+    ours, theirs = {"kind": "llm", "model": "a", "temperature": 0.0}, {"kind": "llm", "model": "b", "temperature": 0.0}
+    runs = [
+        method("a", ended(judge="llm", judge_settings=ours)),
+        method("b", ended(judge="llm", judge_settings=theirs)),
+    ]
+    with pytest.raises(DataError, match=r"judged by llm, but with different settings \(model: a and b\).*no interval"):
+        common_scores(runs)
+    common_scores([runs[0], method("b", ended(judge="llm", judge_settings=dict(ours)))])
+
+
 def test_one_seed_and_runs_that_diverged_are_named():
     lost = Method("b", "b", (Measured(0, "b", ended()), Measured(1, "b", failed="loss is not finite")))
     _, warnings = common_scores([method("a", ended()), lost])

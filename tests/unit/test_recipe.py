@@ -5,7 +5,7 @@ import yaml
 
 from prefloop.errors import ConfigError
 from prefloop.launch import EMBEDDED_DEFAULT, read_recipe
-from prefloop.recipe import Layers, Recipe, dump_yaml, read_override, read_yaml
+from prefloop.recipe import Layers, Recipe, build_recipe, dump_yaml, read_override, read_yaml
 
 
 def test_later_layers_win_and_origins_follow():
@@ -118,3 +118,11 @@ def test_layers_forget_origins_of_what_they_replace():
     layers.overlay({"judge": "b"}, "two")
     assert layers.values == {"judge": {"kind": "b"}}
     assert layers.origins == {"judge.kind": "two"}
+
+
+def test_settings_of_a_default_component_need_no_kind():
+    recipe, origins = read_recipe("iterative_dpo", ["gate.alpha=0.1"])
+    assert (recipe.gate.kind, recipe.gate.settings()) == ("gate", {"alpha": 0.1})
+    assert origins["gate.alpha"] == "command line"
+    with pytest.raises(ConfigError, match="judge"):  # there is no default judge
+        build_recipe(Layers(values={"judge": {"model": "m"}}))

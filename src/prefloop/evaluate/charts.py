@@ -23,13 +23,17 @@ _MOST_LABELS = 9
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One value, with its interval where there is one. `note` is shown when the pointer rests on it."""
+    """One value, with its interval where there is one.
+
+    `note` is shown when the pointer rests on it, `tag` stands above it.
+    """
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,4 +208,6 @@ def _line(line: Line, x: _Axis, y: _Axis) -> str:
         if p.note or len(line.points) == 1:
             dot = f'<circle cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="3"><title>{escape(p.note)}</title></circle>'
             drawn.append(dot)
+        if p.tag:
+            drawn.append(f'<text class="x" x="{x(p.x):.1f}" y="{y(p.y) - 7:.1f}">{escape(p.tag)}</text>')
     return f'<g class="{line.tone}">{"".join(drawn)}</g>'

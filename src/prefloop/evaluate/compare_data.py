@@ -12,6 +12,7 @@ from prefloop.evaluate.heldout import FEW_PROMPTS
 RawScores = Mapping[str, Sequence[float | None]]
 """By prompt id, a score for each completion; `None` where the judge gave none."""
 
+_SETTING = 80  # characters of a judge's setting that a message shows
 _CLOSE = 0.1  # budgets that differ by less count as equal
 
 
@@ -35,6 +36,8 @@ class Ended:
     tokens_trained: int
     tokens_evaluated: int
     seconds: float
+    judge_settings: Mapping[str, Any] = field(default_factory=dict)
+    """What makes this judge differ from another of its kind: all settings that its verdicts depend on."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def common_scores(methods: Sequence[Method]) -> tuple[dict[str, list[Scores]], l
             f"compare: the runs were judged by different judges ({', '.join(judges)}); their scores have no common "
             "scale, so no interval would mean anything. Run them again with one eval_judge"
         )
+    _refuse_other_settings(judges[0], [run.judge_settings for run in runs])
     _refuse_bad_scores(alive)
     everyone = [table for run in runs for table in (run.scores, run.start)]
     shared = set(everyone[0]).intersection(*everyone[1:])
@@ -98,6 +102,18 @@ def common_scores(methods: Sequence[Method]) -> tuple[dict[str, list[Scores]], l
     starts = {m_run.seed: m_run.ended.start for m in alive for m_run in m.runs if m_run.ended is not None}
     arms[START] = [_kept(table, scored) for table in starts.values()]
     return arms, warnings
+
+
+def _refuse_other_settings(judge: str, settings: Sequence[Mapping[str, Any]]) -> None:
+    names = sorted({name for one in settings for name in one})
+    differ = {name: list(dict.fromkeys(str(one.get(name)) for one in settings)) for name in names}
+    differ = {name: values for name, values in differ.items() if len(values) > 1}
+    if differ:
+        listed = "; ".join(f"{name}: {' and '.join(v[:_SETTING] for v in values)}" for name, values in differ.items())
+        raise DataError(
+            f"compare: all runs were judged by {judge}, but with different settings ({listed}): different judges, "
+            "whose scores have no common scale, so no interval would mean anything. Run them again with one eval_judge"
+        )
 
 
 def _refuse_bad_scores(methods: Sequence[Method]) -> None:

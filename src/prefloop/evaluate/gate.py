@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from math import inf, isfinite
 
 from prefloop.errors import ConfigError
+from prefloop.evaluate.looks import ALPHA, SPENDING, looks
 from prefloop.evaluate.summary import number, with_interval, with_unit
 from prefloop.rows import Decision, Metric
 
@@ -17,14 +18,19 @@ TIES = {
 }
 """The metrics that a gate can decide by, each with its value between equal policies."""
 
+EACH = "each"
+"""Value of `gate.spending` that shares nothing: every round is tested as if it were the only one."""
+
 
 @dataclass(frozen=True)
 class Gate:
     """Accept a round when its gain is beyond chance and no guard objects.
 
-    The gain must be shown on held-out prompts: the 95 % interval of `metric` lies above `threshold`. Guards
-    compare the candidate with the start policy and refuse a round that raises the score by wrecking the text:
-    a judge that counts happy words is content with a text of nothing else. Guards use values, not intervals.
+    The gain must be shown on held-out prompts: the interval of `metric` lies above `threshold`. All rounds look at the
+    same prompts, so they share one error rate, `alpha`: the interval that decides is a 95 % interval in a run of one
+    round, and wider where there are more (98.3 % in each of three; see docs/evidence.md). Guards compare the candidate
+    with the start policy and refuse a round that raises the score by wrecking the text: a judge that counts happy words
+    is content with a text of nothing else. Guards use values, not intervals.
     A guard whose metric was not measured does not refuse; the decision says so.
 
     Departs from the papers: none of them gates a round; use `gate: {kind: always}` for their behaviour.
@@ -39,6 +45,22 @@ class Gate:
     """The interval's low end must be above this, in the metric's unit. Default none: 50 for win rates, 0 for
     gains, the value between equal policies. Higher asks for a larger gain; −∞ is not allowed, use `kind:
     always`."""
+
+    alpha: float = ALPHA
+    """Two-sided error rate of all rounds together, in (0, 0.5]: the chance that any round of equal policies is called
+    better or worse. Half of it is for "better": a run whose rounds are no better than what they start from promotes
+    one with a chance of `alpha` / 2 at most, 2.5 % by default. Default 0.05: one round is tested by the 95 %
+    interval of the report."""
+
+    spending: str = "even"
+    """How `alpha` is shared among rounds. even: equal shares, right whatever the rounds have in common (Bonferroni).
+    pocock, obrien_fleming: shares that fall or rise from round to round (Lan and DeMets 1983). each: not shared, every
+    round is tested at `alpha` alone, and the more rounds, the likelier one is promoted by chance. Default even:
+    every round has the same chance to be seen as better."""
+
+    rounds: int | None = None
+    """Rounds that share `alpha`. Default: the recipe's. Set it above the recipe's to be able to add rounds later
+    without deciding the earlier ones anew."""
 
     max_kl: float | None = 1.0
     """Largest `kl_policy_start`, nats per token, > 0; none switches it off. Default 1.0 (ours): at it the
@@ -72,6 +94,7 @@ class Gate:
             near = get_close_matches(self.metric, TIES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"gate.metric must be one of {', '.join(TIES)}, got {self.metric!r}{hint}")
+        self._check_sharing()
         for name, value in (("threshold", self.threshold), *self._limits().items()):
             if value is not None and not isfinite(value):
                 raise ConfigError(f"gate.{name} must be a finite number or none, got {value}")
@@ -115,6 +138,33 @@ class Gate:
         if held and not objections:
             why.append(f"within all guards: {'; '.join(dict.fromkeys(held))}")
         return Decision(better and not objections, tuple(why))
+
+    def level(self, number: int, rounds: int) -> float:
+        """Return the level of the interval by which round `number`, from 0, of a run of `rounds` is decided.
+
+        Raises:
+            ConfigError: `gate.rounds` are fewer than the run has.
+
+        """
+        if self.spending == EACH:
+            return 1 - self.alpha
+        planned = rounds if self.rounds is None else self.rounds
+        if planned < rounds:
+            raise ConfigError(
+                f"gate.rounds: {planned} rounds share gate.alpha, and the run has {rounds}: nothing is left for round "
+                f"{planned}; raise gate.rounds"
+            )
+        return (
+            1 - self.alpha if planned == 1 else looks(planned, alpha=self.alpha, spending=self.spending)[number].level
+        )
+
+    def _check_sharing(self) -> None:
+        if not 0 < self.alpha <= 0.5:
+            raise ConfigError(f"gate.alpha must be in (0, 0.5], got {self.alpha}")
+        if self.spending not in (*SPENDING, EACH):
+            raise ConfigError(f"gate.spending must be one of {', '.join((*SPENDING, EACH))}, got {self.spending!r}")
+        if self.rounds is not None and self.rounds < 1:
+            raise ConfigError(f"gate.rounds must be ≥ 1, or none for the recipe's; got {self.rounds}")
 
     def _limits(self) -> dict[str, float | None]:
         return {

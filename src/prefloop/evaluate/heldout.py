@@ -133,6 +133,23 @@ def candidate_metrics(
     return _findings(bench, candidate, facts)
 
 
+def differences(name: str, groups: Sequence[JudgedGroup], rival: Sequence[JudgedGroup]) -> list[float]:
+    """Return what a win rate or a gain is the mean of: a value for each prompt that both sides have a score of.
+
+    Args:
+        name: of the metric, `win_rate_…` (0–100) or `judge_score_gain…` (score).
+        groups: the candidate's judged completions.
+        rival: those that the metric compares with.
+
+    Raises:
+        DataError: as `candidate_metrics`.
+
+    """
+    candidate, other = _by_prompt(groups, "the policy"), _by_prompt(rival, "the rival")
+    _check_paired(candidate, other, "the rival")
+    return _over(candidate, other, _wins if name.startswith("win_rate") else _gain)
+
+
 def by_origin(
     groups: Sequence[JudgedGroup], start: Sequence[JudgedGroup], *, seed: int = 0
 ) -> dict[str, dict[str, Metric]]:

@@ -26,6 +26,7 @@ ALPHA = 0.05
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)  # on which a density is integrated, for [−1, 1]
 _FAR = 8.0  # standard deviations beyond which nothing is left to integrate
 _HALVINGS = 50
+_LEAST = 1e-300
 
 _normal = NormalDist()
 _upper = np.frompyfunc(lambda x: 0.5 * erfc(x / sqrt(2)), 1, 1)
@@ -77,7 +78,7 @@ def looks(
         raise ConfigError(f"looks: fractions must rise within (0, 1], one for each look, got {fractions}")
     spent = [SPENDING[spending](alpha, t) for t in times]
     steps = [b - a for a, b in pairwise([0.0, *spent])]
-    bounds = _bounds(times, steps) if cumulative else [_normal.inv_cdf(1 - step / 2) for step in steps]
+    bounds = _bounds(times, steps) if cumulative else [_bound(step) for step in steps]
     alphas = [2 * float(_upper(z)) for z in bounds]
     return tuple(Look(t, s, a, 1 - a, z) for t, s, a, z in zip(times, spent, alphas, bounds, strict=True))
 
@@ -94,9 +95,14 @@ SPENDING: dict[str, Callable[[float, float], float]] = {
 """(α, fraction) → two-sided error rate that may be spent by then."""
 
 
+def _bound(step: float) -> float:
+    """Return z with two-sided error rate `step`; of next to nothing, as of a first of many looks, a very large one."""
+    return -_normal.inv_cdf(max(step, _LEAST) / 2)
+
+
 def _bounds(times: Sequence[float], steps: Sequence[float]) -> list[float]:
     """Return z of each look: a Brownian motion seen at `times` first leaves ±z√t at look k with probability step k."""
-    bounds = [min(_normal.inv_cdf(1 - steps[0] / 2), _FAR)]
+    bounds = [min(_bound(steps[0]), _FAR)]
     points, masses = _first(bounds[0], times[0])
     for (before, now), step in zip(pairwise(times), steps[1:], strict=True):
         spread = sqrt(now - before)

@@ -15,12 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
 from prefloop.errors import DataError
+from prefloop.evaluate import benchmarks
 from prefloop.evaluate.displacement_charts import displacement_charts
 from prefloop.evaluate.judging import tables
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
-from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, samples
+from prefloop.evaluate.report_examples import NOTE, TEXT, clip, outcomes_of, samples
+from prefloop.evaluate.report_frontier import frontier_chart
 from prefloop.evaluate.report_origins import origin_table
+from prefloop.evaluate.report_pairs import stored_pairs
 from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
+from prefloop.evaluate.text_marks import LEAST_SHARED
 from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
 
 R = TypeVar("R")
@@ -105,13 +109,12 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     rounds: list[Mapping[str, Any]] = summary["rounds"]
     metrics = {e["round"]: metrics_from_json(e["metrics"]) for e in rounds}
     start_metrics = metrics_from_json((summary.get("start") or {}).get("metrics") or {})
-    best = summary["policy_best"]["round"]
-    # Where nothing was accepted, the last refused policy is the one to look at.
-    shown = best if best in metrics else max(metrics, default=START_ROUND)
+    best, shown = summary["policy_best"]["round"], shown_round(summary)
     beside = [e["round"] for e in _ends(rounds, _BESIDE)]
-    start = _judged(root / "start")
-    judged = {n: _judged(_folder(root, n) / "6-report") for n in {*beside, shown} - {START_ROUND}}
-    pairs = {n: few_pairs(_parts(_folder(root, n) / "3-pairs", PreferencePair)) for n in beside}
+    start = judged_in(root, START_ROUND)
+    judged = {n: judged_in(root, n) for n in {*beside, shown} - {START_ROUND}}
+    shown_samples = samples(start, judged.get(shown, []))
+    pairs = {n: stored_pairs(_part_paths(_folder(root, n) / "3-pairs")) for n in beside}
     return {
         "summary": summary,
         "name": summary["name"] or root.resolve().name,
@@ -125,10 +128,16 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "omitted": max(0, len(rounds) - _LISTED),
         "table": _table([("start", start_metrics), *((f"round {n}", metrics[n]) for n in beside)]),
-        "round_charts": round_charts(start_metrics, list(metrics.items())),
+        "round_charts": [
+            *round_charts(start_metrics, list(metrics.items())),
+            *frontier_chart(start_metrics, list(metrics.items()), {e["round"]: e["accepted"] for e in rounds}),
+        ],
         "histograms": histograms(start, {n: judged[n] for n in beside}),
-        "samples": samples(start, judged.get(shown, [])),
+        "samples": shown_samples,
+        "outcomes": outcomes_of(shown_samples),
+        "least_shared": LEAST_SHARED,
         "pairs": {n: few for n, few in pairs.items() if few},
+        "benchmarks": benchmarks.table(benchmarks.read(root), summary),
         "origins": origin_table(rounds),
         "judging": tables(summary.get("judging") or {}),
         "displacement": [(e["round"], e["displacement"]) for e in _ends(rounds, _LISTED) if "displacement" in e],
@@ -138,10 +147,23 @@ def _view(root: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "step_charts": step_charts([_steps(_folder(root, n)) for n in metrics]),
         "counts": [_counts(_folder(root, e["round"]), e) for e in _ends(rounds, _LISTED)],
         "unfinished": _unfinished(root, set(metrics)),
-        "provenance": _provenance(root, summary),
+        "provenance": provenance(root, summary),
         "noted": [row for n in beside for row in _noted(_folder(root, n))],
         "recipe": _recipe(root),
     }
+
+
+def shown_round(summary: Mapping[str, Any]) -> int:
+    """Return the round to look at: the best, or where nothing was accepted the last; −1 where none is finished."""
+    rounds = [entry["round"] for entry in summary["rounds"]]
+    best: int = summary["policy_best"]["round"]
+    return best if best in rounds else max(rounds, default=START_ROUND)
+
+
+def judged_in(root: Path, number_of_round: int) -> list[JudgedGroup]:
+    """Return the judged held-out completions of a round's policy, or of the start (−1); none where there are none."""
+    folder = root / "start" if number_of_round == START_ROUND else _folder(root, number_of_round) / "6-report"
+    return [group for part in _parts(folder / "2-judged", JudgedGroup) for group in part]
 
 
 def _tiles(start: Mapping[str, Metric], now: Mapping[str, Metric]) -> list[dict[str, str]]:
@@ -233,7 +255,8 @@ def _stages(folder: Path) -> Iterable[tuple[str, Artifact[Any]]]:
             yield from ((f"{stage.name}/{name}", inner) for name, inner in _stages(stage))
 
 
-def _provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return where a run's numbers come from, as (what, value): data, policies, reference, judges, versions."""
     start, best = summary["policy_start"], summary["policy_best"]
     which = "the start" if best["round"] == START_ROUND else f"round {best['round']}"
     known = [
@@ -244,12 +267,24 @@ def _provenance(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]
         ("state", summary["state"]),
         ("start policy", f"{start['path']}, digest {start['digest']}"),
         ("best policy", f"{which}: {best['path']}, digest {best['digest']}"),
+        ("data", _flat(summary.get("prompts"))),
+        ("prompts of the run", _prompts(root)),
+        ("reference of the loss", summary.get("reference")),
         ("judge", _flat(summary.get("judge"))),
         ("judge of the evaluation", _flat(summary.get("eval_judge"))),
         ("prefloop", summary["prefloop"]),
         *((f"version of {name}", v) for name, v in sorted((summary.get("versions") or {}).items())),
     ]
     return [(name, clip(str(value), TEXT)) for name, value in known if value not in (None, "")]
+
+
+def _prompts(root: Path) -> str:
+    """Return how many prompts the run has, by split, and which: the digest covers ids and splits."""
+    artifact: Artifact[Any] | None = load_artifact(root / "prompts", None)
+    if artifact is None:
+        return ""
+    train = int(artifact.facts.get("train", 0))
+    return f"{train:,} to train on, {artifact.rows - train:,} held out, digest {artifact.digest}"
 
 
 def _flat(value: Any) -> str:
@@ -267,10 +302,6 @@ def _folder(root: Path, number_of_round: int) -> Path:
     return root / f"round-{number_of_round:03d}"
 
 
-def _judged(folder: Path) -> list[JudgedGroup]:
-    return [group for part in _parts(folder / "2-judged", JudgedGroup) for group in part]
-
-
 def _steps(folder: Path) -> list[StepLog]:
     return [step for part in _parts(folder / "5-policy", StepLog) for step in part]
 
@@ -279,6 +310,12 @@ def _parts(path: Path, record: type[R]) -> Iterable[list[R]]:
     """Return the parts of an artifact, none where it is not finished."""
     artifact = load_artifact(path, record)
     return artifact.parts() if artifact is not None else ()
+
+
+def _part_paths(path: Path) -> Iterable[Path]:
+    """Return the files of a finished artifact's parts, each compared with its manifest; none where it is not done."""
+    artifact: Artifact[Any] | None = load_artifact(path, None)
+    return artifact.part_paths() if artifact is not None else ()
 
 
 def _rows(path: Path, record: type[Any]) -> int | None:

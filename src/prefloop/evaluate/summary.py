@@ -9,6 +9,7 @@ from math import inf, isfinite
 from typing import Any
 
 from prefloop.errors import DataError
+from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.rows import Metric
 
 START_ROUND = -1
@@ -34,6 +35,7 @@ def metric_json(metric: Metric) -> dict[str, Any]:
         "n": metric.n,
         "unit": metric.unit,
         "estimator": metric.estimator,
+        **({} if metric.level == LEVEL else {"level": metric.level}),
     }
 
 
@@ -52,6 +54,7 @@ def metric_from_json(entry: Mapping[str, Any]) -> Metric:
             n=int(entry["n"]),
             unit=str(entry["unit"]),
             estimator=str(entry.get("estimator", "")),
+            level=float(entry.get("level", LEVEL)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -97,14 +100,15 @@ def interval(metric: Metric) -> str:
 
 
 def with_interval(metric: Metric) -> str:
-    """Return a metric as it reads in a sentence.
+    """Return a metric as it reads in a sentence; the interval's level is named where it is not 95 %.
 
     Example:
         >>> with_interval(Metric(61.2, 57.0, 65.3, 128, "%"))
         '61.2 % [57.0, 65.3]'
 
     """
-    return f"{with_unit(metric.value, metric.unit)} {interval(metric)}"
+    named = "" if metric.level == LEVEL else f" ({100 * metric.level:.4g} % interval)"
+    return f"{with_unit(metric.value, metric.unit)} {interval(metric)}{named}"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def win_rate(
     estimator = f"mean over prompts, ties half, {interval} interval"
     if n < FEW_PROMPTS:
         estimator += f"; only {n} prompts: below {FEW_PROMPTS} the interval is wide and its coverage uncertain"
-    return Rate(100 * float(values.mean()), low, high, n, "%", estimator, error)
+    return Rate(100 * float(values.mean()), low, high, n, "%", estimator, level, error)
 
 
 def wilson(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:

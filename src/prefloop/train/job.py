@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def unheard(row: StepLog) -> None:
+    """Tell nobody of a step."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One round's training.
@@ -35,6 +39,8 @@ class Job:
     reference: PolicyRef | None
     starts_at_reference: bool
     team: Team = ALONE
+    on_step: Callable[[StepLog], None] = unheard
+    """Told of every step that the training curve holds, as soon as it is known."""
 
 
 class Trainer(Protocol):

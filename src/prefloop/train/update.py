@@ -205,7 +205,9 @@ def take_steps(
         if log or save:
             row = _log(totals.over(team), norms[0], done, settings.epochs * done / len(plan), rate, len(share.rows))
             _require_finite(row, norms, named, job.state_folder)
-            curve.extend([row] if log else [])
+            if log:
+                curve.append(row)
+                job.on_step(row)
         for player in players:
             player.optimizer.step()
             player.optimizer.zero_grad(set_to_none=True)
