@@ -1,4 +1,4 @@
-"""Files that change behind a run's back: cut, zeroed, deleted, one bit flipped; each file, of a finished run or a half."""
+"""Files that change behind a run's back - cut, zeroed, deleted, a bit flipped - of a finished run or of a half."""
 
 import os
 import random
@@ -33,7 +33,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": cut, "zeroed": zero, "deleted": Path.unlink, "bit flipped": flip}
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": cut,
+    "zeroed": zero,
+    "deleted": Path.unlink,
+    "bit flipped": flip,
+}
 STATES = {
     "finished": "",
     "in training": "rename round-001/5-policy/.state/.writing-step-00000003",

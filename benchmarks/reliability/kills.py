@@ -3,7 +3,7 @@
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.reliability.points import Fault
@@ -38,7 +38,7 @@ def at_points(bench: Bench, action: str, stride: int = STRIDE, most: int | None 
         yield Trial(ACTIONS[action], f"{action} {number}/{stride}", _share(action, tuple(share)))
 
 
-def _share(action: str, share: Sequence[str]):  # noqa: ANN202
+def _share(action: str, share: Sequence[str]) -> Callable[[Bench, Path], Outcome]:
     def attempt(bench: Bench, folder: Path) -> Outcome:
         began = time.monotonic()
         out, spared, faults = folder / "run", set(bench.points) - set(share), 0
@@ -77,10 +77,12 @@ def wrong_end(ended: Ended | None, action: str, hit: Sequence[str]) -> list[str]
 def at_random(bench: Bench, number: int, trials: int, seed: int, in_a_row: int = 3) -> Iterator[Trial]:
     """Yield trials that send signal `number` up to `in_a_row` times to one run, at moments drawn by `seed`."""
     for index in range(trials):
-        yield Trial(AT_RANDOM[signal.Signals(number)], f"signal {number} no {index}", _random(number, (seed, index, in_a_row)))
+        yield Trial(
+            AT_RANDOM[signal.Signals(number)], f"signal {number} no {index}", _random(number, (seed, index, in_a_row))
+        )
 
 
-def _random(number: int, drawn: tuple[int, int, int]):  # noqa: ANN202
+def _random(number: int, drawn: tuple[int, int, int]) -> Callable[[Bench, Path], Outcome]:
     def attempt(bench: Bench, folder: Path) -> Outcome:
         began = time.monotonic()
         rng = random.Random(f"{drawn} {number}")
@@ -99,7 +101,14 @@ def _random(number: int, drawn: tuple[int, int, int]):  # noqa: ANN202
         problems += more
         kind = AT_RANDOM[signal.Signals(number)] + (", real processes" if bench.real else "")
         return Outcome(
-            kind, folder.name, faults, not problems, lost, time.monotonic() - began, f"exit {ended.code}", tuple(problems)
+            kind,
+            folder.name,
+            faults,
+            not problems,
+            lost,
+            time.monotonic() - began,
+            f"exit {ended.code}",
+            tuple(problems),
         )
 
     return attempt

@@ -59,9 +59,7 @@ class Bench:
         """Start the subject's command on `out`."""
         return self.run(subject.command(out), fault, before)
 
-    def run(
-        self, words: Sequence[str], fault: Fault | None = None, before: Callable[[], None] | None = None
-    ) -> Victim:
+    def run(self, words: Sequence[str], fault: Fault | None = None, before: Callable[[], None] | None = None) -> Victim:
         """Start a prefloop command."""
         self.logs += 1
         log = self.folder / "logs" / f"{self.logs}.txt"

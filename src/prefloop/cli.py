@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from prefloop.disk import machine_errors
 from prefloop.errors import ConfigError, DataError, Interrupted, PrefloopError
 
 app = typer.Typer(
@@ -38,7 +39,8 @@ def main() -> None:
     """Run the command line and exit with the code that the error knows (see `prefloop.errors`)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        with machine_errors():
+            app()
     except PrefloopError as error:
         errors.print(
             f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}",
@@ -377,10 +379,7 @@ def _smoke(recipe: Any, root: Path, keep: bool) -> None:
 
 def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
     from prefloop.loop import run as run_loop
-    from prefloop.repair import move_damaged
 
-    for line in move_damaged(root):
-        console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
     with _bars() as (progress, stop):
         summary = run_loop(recipe, root, origins=origins, redo=redo, progress=progress, stop=stop)
     _show(root, summary)

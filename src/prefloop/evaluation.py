@@ -17,6 +17,7 @@ from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.loop import EVALUATION_ROUND, scratch_of, set_threads
 from prefloop.protocols import Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe
+from prefloop.repair import move_damaged
 from prefloop.rows import JudgedGroup, Metric
 from prefloop.sample.hf import Hf
 from prefloop.sample.revise import Revise
@@ -60,6 +61,8 @@ def evaluate(
     judged: list[tuple[int | None, list[JudgedGroup]]] = []
     with locked(root):
         here = Run(root, recipe, parts, progress or Quiet(), stop, lambda: None)
+        for line in move_damaged(root):
+            here.progress.say(line)
         context = RoundContext(recipe.seed, EVALUATION_ROUND, policy, policy, scratch=scratch_of(root))
         for number, draw in _draws(recipe, parts.eval_sampler, revisions):
             folder = root / ("plain" if number is None else f"revisions-{number}")

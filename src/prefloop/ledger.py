@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import Artifact, write_json, write_text
+from prefloop.disk import seal_text, sealed
 from prefloop.errors import Interrupted, PrefloopError
 from prefloop.evaluate.summary import verdict
 from prefloop.recipe import Recipe
 from prefloop.rows import PolicyRef
 
 SUMMARY = "summary.json"
+RECIPE = "recipe.yaml"
+RECIPE_SEAL = "# {}"
 
 
 def new_summary(recipe: Recipe, policy: PolicyRef, settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -90,13 +93,18 @@ class Recorder:
         """Note that something new is being made."""
         if not self.begun:
             self.begun = True
-            write_text(self.root / "recipe.yaml", self.recipe_yaml)
+            write_text(self.root / RECIPE, seal_text(self.recipe_yaml, RECIPE_SEAL))
             self.save("running")
 
     def save(self, state: str) -> None:
         """Write `summary.json`, if anything new was made; `state` is running, done or failed."""
         self.summary["state"] = state
         self.summary["verdict"] = verdict(self.summary)
+        self.write()
+
+    def write(self) -> None:
+        """Write `summary.json`, if anything new was made."""
+        self.summary |= sealed(self.summary)
         if self.begun:
             write_json(self.root / SUMMARY, self.summary)
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from prefloop import evidence, ledger, reward_run, stages, training
-from prefloop.artifact import Artifact, locked, read_json
+from prefloop.artifact import Artifact, load_artifact, locked, read_json
 from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.correction import check_corrector, correct
+from prefloop.disk import machine_errors
 from prefloop.errors import ConfigError, CorruptArtifact, DataError
 from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
@@ -36,10 +37,13 @@ from prefloop.protocols import (
     views_of,
 )
 from prefloop.recipe import Recipe, dump_yaml, for_round
+from prefloop.repair import move_damaged
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
 from prefloop.training import Lineage
 
+PROMPTS = "prompts"
+"""Folder of all prompts of a run."""
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
 EVEN = 50.0
@@ -64,6 +68,7 @@ class Standing:
     margins: Mapping[str, float] = field(default_factory=dict)
 
 
+@machine_errors()
 def run(
     recipe: Recipe,
     root: Path,
@@ -75,11 +80,14 @@ def run(
 ) -> dict[str, Any]:
     """Run `recipe` in folder `root`, or go on with what is there, and return the summary (see docs/artifacts.md).
 
+    What of it is damaged is moved to `root`/damaged first, and made again.
+
     Raises:
         ConfigError: a choice cannot be carried out; nothing was done.
         StaleArtifact: the folder holds a stage that was made with other settings, and `redo` is false.
         DataError: prompts, pairs or a model folder cannot be used.
         JudgeError, SamplerError, TrainingDiverged: a stage failed for good; what was finished before is kept.
+        MachineFailed: the disk is full, read-only or broken, or memory ran out; the same call goes on.
         Interrupted: `stop()` became true; the same call goes on.
 
     """
@@ -96,15 +104,18 @@ def run(
         parts.order.check_prompts(prompts.train, recipe.rounds)
     for number in range(recipe.rounds):
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
+    progress = progress or Quiet()
     with locked(root):
+        for line in move_damaged(root):
+            progress.say(line)
         settings = filled(recipe, parts)
         notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
         summary = ledger.new_summary(recipe, policy, settings, notes)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
-        here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo)
+        here = Run(root, recipe, parts, progress, stop, recorder.begin, redo)
         with recorder.marking_failure():
             summary["threads"] = set_threads(recipe, policy, root)
-            stages.store_prompts(here, root / "prompts", prompts.prompts)
+            stages.store_prompts(here, root / PROMPTS, prompts.prompts, summary["threads"])
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
             turns(here, policy, prompts.train, holdout, summary, recorder.save)
         recorder.finish()
@@ -370,7 +381,7 @@ def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None) -> 
     """Set the number of CPU threads and, on a CPU, deterministic kernels; return the number.
 
     `auto` is measured when a run begins. Sums depend on it, so a run that goes on in `root` takes the number that its
-    summary.json holds.
+    prompts and its summary.json note.
     """
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     threads: int | str = recipe.threads
@@ -385,12 +396,12 @@ def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None) -> 
 
 def _noted_threads(root: Path) -> int | None:
     """Return the number of threads with which the run in `root` began; `None` if there is none, or it says nothing."""
-    path = root / ledger.SUMMARY
-    if not path.is_file():
-        return None
+    stored: Artifact[Prompt] | None = load_artifact(root / PROMPTS, Prompt)
+    if stored is not None and "threads" in stored.facts:
+        return int(stored.facts["threads"])
     try:
-        return read_json(path).get("threads")  # type: ignore[no-any-return]
-    except CorruptArtifact:
+        return read_json(root / ledger.SUMMARY).get("threads")  # type: ignore[no-any-return]
+    except (CorruptArtifact, FileNotFoundError):
         return None  # the file is about to be written anew
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import evidence, ledger, stages
-from prefloop.artifact import Artifact, Building, Key, load_artifact, write_json
+from prefloop.artifact import Artifact, Building, Key, load_artifact
 from prefloop.components import build_parts, key_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.reward_accuracy import best_of_n, longer_wins, pair_metrics
@@ -33,6 +33,7 @@ from prefloop.recipe import Recipe, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched
 from prefloop.train.job import Job
+from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
 TRAINS = "reward_model"
@@ -52,8 +53,7 @@ class Recorder(ledger.Recorder):
         """Write `summary.json`, if anything new was made; `state` is running, done or failed."""
         self.summary |= {"trains": TRAINS, "state": state}
         self.summary["verdict"] = reward_verdict(self.summary)
-        if self.begun:
-            write_json(self.root / ledger.SUMMARY, self.summary)
+        self.write()
 
 
 @dataclass
@@ -236,6 +236,7 @@ def _update(here: Run, path: Path, batches: Artifact[TokenizedPair], start: Poli
     opened = here.open(path, key, StepLog)
     if isinstance(opened, Building):
         opened = _train_and_export(here, opened, batches, start, seed)
+    shutil.rmtree(path / STATES, ignore_errors=True)  # here, since a kill may come between the manifest and this
     return PolicyRef(str(path), opened.facts["policy_digest"], number, kind=TRAINS)
 
 
@@ -259,7 +260,7 @@ def _train_and_export(
         settings=train,
         layout="padded",
         seed=seed,
-        state_folder=path / ".state",
+        state_folder=path / STATES,
         reference=None,
         starts_at_reference=False,
     )
@@ -273,9 +274,7 @@ def _train_and_export(
         "tokens": batches.facts["tokens"] * train.epochs,
         "fresh_head": fresh,
     }
-    finished = building.finish(facts, seconds=time.monotonic() - began)
-    shutil.rmtree(path / ".state", ignore_errors=True)
-    return finished
+    return building.finish(facts, seconds=time.monotonic() - began)
 
 
 def _decide(here: Run, folder: Path, model: PolicyRef, standing: Standing, longer: bool) -> Artifact[Any]:

@@ -99,15 +99,18 @@ def write_parts(
     return building.finish(facts, seconds=time.monotonic() - began)
 
 
-def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt]) -> Artifact[Prompt]:
-    """prompts: every prompt of the run with its split, so that a later change of the file is noticed."""
+def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt], threads: int) -> Artifact[Prompt]:
+    """prompts: every prompt of the run with its split, so that a later change of the file is noticed.
+
+    `threads` is noted for a rerun: sums depend on it, and a damaged summary must not change them.
+    """
     opened = run.open(
         path, Key("all-prompts", {}, {"prompts": digest_of([(p.prompt_id, p.split) for p in prompts])}), Prompt
     )
     if isinstance(opened, Artifact):
         return opened
     opened.write_part(0, prompts)
-    return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts)})
+    return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts), "threads": threads})
 
 
 def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: PolicyRef) -> Artifact[PromptMargin]:

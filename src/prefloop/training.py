@@ -20,6 +20,7 @@ from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
@@ -155,6 +156,7 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     opened = run.open(path, Key("policy", settings, inputs), StepLog)
     if isinstance(opened, Building):
         opened = _train_and_export(run, opened, batches, lineage, seed)
+    shutil.rmtree(path / STATES, ignore_errors=True)  # here, since a kill may come between the manifest and this
     base = opened.facts.get("base")
     return PolicyRef(str(path), opened.facts["policy_digest"], opened.facts["round"], base=base)
 
@@ -174,7 +176,7 @@ def _train_and_export(
         settings=recipe.train,
         layout=layout_of(run, lm.model)[0],
         seed=seed,
-        state_folder=path / ".state",
+        state_folder=path / STATES,
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
     )
@@ -189,9 +191,7 @@ def _train_and_export(
         "tokens": batches.facts["tokens"] * recipe.train.epochs,
         **left,
     }
-    finished = building.finish(facts, seconds=time.monotonic() - began)
-    shutil.rmtree(path / ".state", ignore_errors=True)
-    return finished
+    return building.finish(facts, seconds=time.monotonic() - began)
 
 
 def _leave_round(

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prefloop.artifact import file_digest
+from prefloop.disk import native_writes
 from prefloop.errors import ConfigError, DataError
 from prefloop.rows import VERBATIM, Prompt
 
@@ -256,7 +257,7 @@ def export(
     config (the model's own unless given) and `card` as README.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with quiet(), native_writes(folder):
         lm_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if generation_config is not None:

@@ -11,7 +11,7 @@ The two newest states are kept. A damaged one is set aside under a clear name an
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefloop.artifact import file_digest, read_json, replacing, set_aside, write_json
+from prefloop.artifact import file_digest, replacing, set_aside, write_json
 from prefloop.columns import read_rows, write_rows
+from prefloop.disk import native_writes, sealed
 from prefloop.errors import CorruptArtifact
 from prefloop.rows import StepLog
+from prefloop.train.states import CURVE, FILES, MOMENTS, STATE, WEIGHTS, check_state, state_name, states
 
 KEPT = 2
-_FILES = ("weights.safetensors", "moments.safetensors", "steps.parquet")
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,27 @@ class TrainingState:
 
 def save_state(folder: Path, state: TrainingState) -> None:
     """Write `state` to `folder/step-N` and remove all but the two newest states."""
-    with replacing(folder / f"step-{state.step:08d}") as temporary:
+    with replacing(folder / state_name(state.step)) as temporary:
         temporary.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in state.weights.items()}, temporary / _FILES[0])
-        save_file({k: v.contiguous() for k, v in state.moments.items()}, temporary / _FILES[1])
-        write_rows(temporary / _FILES[2], StepLog, state.steps)
-        digests = {name: file_digest(temporary / name) for name in _FILES}
-        write_json(temporary / "state.json", {"step": state.step, "notes": dict(state.notes), "files": digests})
-    for old in _states(folder)[:-KEPT]:
+        for name, tensors in ((WEIGHTS, state.weights), (MOMENTS, state.moments)):
+            with native_writes(temporary / name):
+                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / name)
+        write_rows(temporary / CURVE, StepLog, state.steps)
+        digests = {name: file_digest(temporary / name) for name in FILES}
+        said = {"step": state.step, "notes": dict(state.notes), "files": digests}
+        write_json(temporary / STATE, sealed(said))
+    for old in states(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
-def load_state(folder: Path, device: torch.device) -> TrainingState | None:
-    """Return the newest whole state, or `None` if there is none. Damaged ones are set aside, not deleted."""
-    for path in reversed(_states(folder)):
+def load_state(folder: Path, device: torch.device, say: Callable[[str], None] = lambda _: None) -> TrainingState | None:
+    """Return the newest whole state, or `None` if there is none. Damaged ones are set aside and `say` hears of it."""
+    for path in reversed(states(folder)):
         try:
             return _read(path, device)
-        except CorruptArtifact:
-            set_aside(path, "damaged")
+        except CorruptArtifact as error:
+            moved = set_aside(path, "damaged")
+            say(f"training state damaged ({error}): set aside as {moved.name}; training goes on from an earlier one")
     return None
 
 
@@ -92,19 +96,10 @@ def restore_moments(
         optimizer.state[parameter] = found
 
 
-def _states(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
-
-
 def _read(path: Path, device: torch.device) -> TrainingState:
-    if not (path / "state.json").is_file():
-        raise CorruptArtifact(f"{path}: no state.json")
-    state = read_json(path / "state.json")
-    for name in _FILES:
-        if not (path / name).is_file() or file_digest(path / name) != state["files"][name]:
-            raise CorruptArtifact(f"{path / name}: missing or damaged")
-    moments = load_file(path / _FILES[1])
+    said = check_state(path)
+    moments = load_file(path / MOMENTS)
     on_device = {k: v if k.endswith(".step") else v.to(device) for k, v in moments.items()}
-    weights = load_file(path / _FILES[0], device=str(device))
-    steps = tuple(read_rows(path / _FILES[2], StepLog))
-    return TrainingState(state["step"], weights, on_device, steps, state.get("notes", {}))
+    weights = load_file(path / WEIGHTS, device=str(device))
+    steps = tuple(read_rows(path / CURVE, StepLog))
+    return TrainingState(said["step"], weights, on_device, steps, said["notes"])
