@@ -18,6 +18,8 @@ ACTIONS = {
     "memory": "MemoryError at a write point",
 }
 AT_RANDOM = {signal.SIGKILL: "SIGKILL at a random moment", signal.SIGTERM: "SIGTERM at a random moment"}
+STARTING = 2.5
+"""Seconds that a process of its own takes to import torch, about."""
 FAILS = 74
 """Exit code for a disk or a memory that is used up."""
 EXITS = {"kill": (-9,), "torn": (-9,), "term": (75, 0), "enospc": (FAILS, 0), "memory": (FAILS, 0)}
@@ -74,24 +76,29 @@ def wrong_end(ended: Ended | None, action: str, hit: Sequence[str]) -> list[str]
     return []
 
 
-def at_random(bench: Bench, number: int, trials: int, seed: int, in_a_row: int = 3) -> Iterator[Trial]:
-    """Yield trials that send signal `number` up to `in_a_row` times to one run, at moments drawn by `seed`."""
+def at_random(
+    bench: Bench, number: int, trials: int, seed: int, in_a_row: int = 3, real: bool = False
+) -> Iterator[Trial]:
+    """Yield trials that send signal `number` up to `in_a_row` times to one run, at moments drawn by `seed`.
+
+    `real`: to processes that were started as a person would start them, not forked ones.
+    """
+    kind = AT_RANDOM[signal.Signals(number)] + (", processes started anew" if real else "")
     for index in range(trials):
-        yield Trial(
-            AT_RANDOM[signal.Signals(number)], f"signal {number} no {index}", _random(number, (seed, index, in_a_row))
-        )
+        yield Trial(kind, f"{kind} {index}", _random(kind, number, f"{seed} {index}", in_a_row))
 
 
-def _random(number: int, drawn: tuple[int, int, int]) -> Callable[[Bench, Path], Outcome]:
+def _random(kind: str, number: int, drawn: str, in_a_row: int) -> Callable[[Bench, Path], Outcome]:
     def attempt(bench: Bench, folder: Path) -> Outcome:
         began = time.monotonic()
-        rng = random.Random(f"{drawn} {number}")
+        real = "anew" in kind
+        rng = random.Random(f"{kind} {drawn}")
         out, faults = folder / "run", 0
         problems: list[str] = []
         # The second and third blow fall on a run that has less left to do, or is recovering.
-        for longest in [bench.seconds * 0.9, bench.seconds * 0.6, bench.seconds * 0.4][: drawn[2]]:
-            victim = bench.launch(out)
-            if victim.wait(rng.uniform(0.02, longest)) is not None:
+        for share in (0.9, 0.6, 0.4)[:in_a_row]:
+            victim = bench.launch(out, real=real)
+            if victim.wait(STARTING * real + rng.uniform(0.02, share * bench.seconds)) is not None:
                 break
             ended = victim.end(number)
             faults += 1
@@ -99,16 +106,7 @@ def _random(number: int, drawn: tuple[int, int, int]) -> Callable[[Bench, Path],
                 problems.append(f"exit code {ended.code}: {ended.said.strip()[-300:]}")
         ended, lost, more = bench.finish(out)
         problems += more
-        kind = AT_RANDOM[signal.Signals(number)] + (", real processes" if bench.real else "")
-        return Outcome(
-            kind,
-            folder.name,
-            faults,
-            not problems,
-            lost,
-            time.monotonic() - began,
-            f"exit {ended.code}",
-            tuple(problems),
-        )
+        seconds = time.monotonic() - began
+        return Outcome(kind, folder.name, faults, not problems, lost, seconds, f"exit {ended.code}", tuple(problems))
 
     return attempt

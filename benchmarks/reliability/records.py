@@ -51,8 +51,6 @@ class Bench:
     points: tuple[str, ...] = ()
     """Its write points, in order."""
     say: Callable[[str], None] = lambda text: None
-    real: bool = False
-    """Start real processes rather than forked ones."""
     logs: int = field(default=0)
 
     def launch(self, out: Path, fault: Fault | None = None, before: Callable[[], None] | None = None) -> Victim:

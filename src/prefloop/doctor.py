@@ -1,6 +1,7 @@
 """`prefloop doctor RUN`: what of a run is whole, damaged or stale, and what a rerun would redo. Writes nothing."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def examine(root: Path) -> list[Diagnosis]:
         if found[-1].state == "unfinished":
             found += _damaged_parts(folder, name)
             found += _damaged_states(folder / STATES, root)
+    found = [_lost_manifest(one, found) for one in found]
     missing = [d for d in _expected(root) if d not in folders]
     found += [Diagnosis(str(d.relative_to(root)), "damaged", ("the folder is missing",)) for d in missing]
     return found
@@ -109,6 +111,24 @@ def _unfinished(folder: Path, name: str, leftovers: tuple[str, ...]) -> Diagnosi
     lost = f"no {MANIFEST}: a rerun keeps {parts} parts and makes the rest"
     more = f"; {weights} files of weights are made again" if weights else ""
     return Diagnosis(name, "unfinished", (lost + more, *leftovers))
+
+
+_ORDER = re.compile(r"(prompts|start|round-\d+)(/.*)?$")
+
+
+def _rank(one: Diagnosis) -> tuple[int, str] | None:
+    """Return where in a run's order a folder comes; `None` for other files and folders."""
+    found = _ORDER.match(one.path)
+    return (("prompts", "start", "round").index(found[1].partition("-")[0]), one.path) if found else None
+
+
+def _lost_manifest(one: Diagnosis, found: list[Diagnosis]) -> Diagnosis:
+    """Return `one`, or that its manifest is lost: it is unfinished, and yet the run went on from it."""
+    rank = _rank(one)
+    if one.state != "unfinished" or rank is None or not any((r := _rank(d)) and r > rank for d in found):
+        return one
+    why = f"{MANIFEST}: missing, though the run went on; the parts are there and it is written anew by a rerun"
+    return Diagnosis(one.path, "damaged", (why,))
 
 
 def _damaged_parts(folder: Path, name: str) -> Iterator[Diagnosis]:

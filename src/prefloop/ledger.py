@@ -62,9 +62,19 @@ def add_round(
             "policy": {"path": f"round-{number:03d}/5-policy", "digest": policy.digest},
         }
     )
-    for warning in facts["warnings"]:
+    for warning in [*facts["warnings"], *_training_warnings(number, stages["policy"].facts)]:
         if warning not in summary["warnings"]:
             summary["warnings"].append(warning)
+
+
+def _training_warnings(number: int, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what training noted that a reader should know."""
+    if skipped := facts.get("skipped_updates"):
+        yield f"round {number}: {skipped} updates were skipped, as loss or gradient was not finite"
+    if waived := facts.get("waived_state_parts"):
+        yield f"round {number}: training went on without {waived} parts of its state (train.waive_state)"
+    if diverged := facts.get("diverged"):
+        yield f"round {number}: {diverged}"
 
 
 def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:

@@ -40,7 +40,7 @@ TRAINS = "reward_model"
 """Value of the recipe's `trains` that chooses this."""
 EVALUATION_ROUND, HELD_OUT_PAIRS = -1, -2
 """Rounds whose random streams draw the policy's completions, and those of held-out pairs."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "layout")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "layout", "waive_state")
 _UNUSED = ("loss", "reference", "samples_from", "round_exit", "combine", "corrector", "locator")
 """Parts of a recipe that a reward model has no use for."""
 
@@ -231,6 +231,8 @@ def _update(here: Run, path: Path, batches: Artifact[TokenizedPair], start: Poli
     train = here.recipe.train
     seed = here.recipe.seed + number
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in _WITHOUT_EFFECT}
+    if not settings["skip_nonfinite"]:  # as before there was such a setting
+        del settings["skip_nonfinite"]
     settings |= {"trainer": key_of(here.parts.trainer, here.recipe.trainer.kind), "seed": seed}
     key = Key("reward-model", settings, {"batches": batches.digest, "policy": start.digest})
     opened = here.open(path, key, StepLog)
@@ -273,6 +275,7 @@ def _train_and_export(
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * train.epochs,
         "fresh_head": fresh,
+        **job.counts,
     }
     return building.finish(facts, seconds=time.monotonic() - began)
 

@@ -15,11 +15,13 @@ from prefloop.components import key_of
 from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
 from prefloop.models.training import checkpoint_activations, compile_layers
+from prefloop.reference_guard import unchanged_reference
 from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.safety import ran_away
 from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
@@ -27,8 +29,8 @@ SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
 SAMPLER_GAP = 1e-3
 """Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy")
-"""Training settings that do not change the policy."""
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "waive_state")
+"""Training settings that do not change the policy, or say so in its facts."""
 
 
 def batch(
@@ -143,6 +145,8 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     settings = run.recipe.train.model_dump(mode="json")
     for name in _WITHOUT_EFFECT:
         del settings[name]
+    if not settings["skip_nonfinite"]:  # as before there was such a setting
+        del settings["skip_nonfinite"]
     settings |= {
         "loss": key_of(run.parts.loss, run.recipe.loss.kind),
         "trainer": key_of(run.parts.trainer, run.recipe.trainer.kind),
@@ -180,7 +184,8 @@ def _train_and_export(
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
     )
-    curve = run.parts.trainer(job, run.progress, run.stop)
+    with unchanged_reference(run, lineage.reference, job):
+        curve = run.parts.trainer(job, run.progress, run.stop)
     building.write_part(0, curve)
     plain, left = _leave_round(run, job, base, path, lineage, batches)
     causal_lm.export(plain, lm.tokenizer, path, lineage.card)
@@ -189,8 +194,11 @@ def _train_and_export(
         "round": lineage.round,
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * recipe.train.epochs,
+        **job.counts,
         **left,
     }
+    if recipe.trainer.kind == "update" and (diverged := ran_away(curve)):
+        facts["diverged"] = diverged
     return building.finish(facts, seconds=time.monotonic() - began)
 
 

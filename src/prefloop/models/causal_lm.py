@@ -122,14 +122,16 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: no tokenizer; put one there with tokenizer.save_pretrained(folder)")
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, reread: bool = False) -> str:
     """Return 16 hexadecimal digits that depend on the names and bytes of the files which make the policy.
 
     These are configuration, weights, tokenizer and chat template; not the model card, manifests, training state or
-    sub-folders. A file's hash is remembered for as long as its inode, size and modification time stay the same.
+    sub-folders. A file's hash is remembered for as long as its inode, size and modification time stay the same, unless
+    `reread`.
     """
+    digest = file_digest if reread else _digest_of_file
     names = {path.name for pattern in _POLICY_FILES for path in folder.glob(pattern) if path.is_file()}
-    lines = [f"{name} {_digest_of_file(folder / name)}" for name in sorted(names)]
+    lines = [f"{name} {digest(folder / name)}" for name in sorted(names)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

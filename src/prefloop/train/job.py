@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -33,6 +33,8 @@ class Job:
     state_folder: Path
     reference: PolicyRef | None
     starts_at_reference: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    """What a trainer counts beside the curve, such as updates that it skipped: noted in the facts of 5-policy."""
 
 
 class Trainer(Protocol):
