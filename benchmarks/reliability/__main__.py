@@ -48,10 +48,8 @@ def main(arguments: list[str]) -> int:
         outcome = one(bench, trial)
         append(results, outcome)
         word = "survived" if outcome.survived else f"NOT SURVIVED: {'; '.join(outcome.problems)}"
-        console.print(
-            f"{number + 1}/{len(todo)} {trial.name}: {outcome.faults} faults, {outcome.seconds:.1f} s, {word}",
-            markup=False,
-        )
+        told = f"{trial.name}: {outcome.faults} faults, {outcome.seconds:.1f} s, {word}"
+        console.print(f"{number + 1}/{len(todo)} {told}", markup=False)
     found = list(read(results))
     if asked.page:
         page.write(asked.page, found, provenance(arguments, found))

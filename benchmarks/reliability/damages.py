@@ -41,11 +41,11 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 STATES = {
     "finished": "",
-    "in training": "rename round-001/5-policy/.state/.writing-step-00000003",
+    "in training": "rename round-001/5-policy/.state/.writing-step-",
     "in sampling": "rename round-001/1-samples/.writing-part-00001.parquet",
     "in evaluation": "rename round-002/6-report/2-judged/.writing-part-00001.parquet",
 }
-"""Runs that are damaged, and the write point before which they were killed."""
+"""Runs that are damaged, and how the name of the write point begins before whose last one they were killed."""
 UNWATCHED = (".lock", ".writing-")
 """Files that hold nothing: doctor need not name them."""
 
@@ -59,7 +59,13 @@ def prepare(bench: Bench, state: str) -> Path:
         # The command names the folder, and so do no results: it may be moved.
         making = out.with_name(f"{out.name}-making")
         shutil.rmtree(making, ignore_errors=True)
-        spared = frozenset(name for name in bench.points if name != STATES[state])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        last = [
+            name
+            for name in bench.points
+            if name.startswith(STATES[state]) and name.count("/") == STATES[state].count("/")
+        ][-1]
+        spared = frozenset(name for name in bench.points if name != last)
         bench.launch(making, Fault("kill", making, spared, out.with_suffix(".hit"))).wait()
         making.rename(out)
     return out

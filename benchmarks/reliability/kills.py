@@ -24,8 +24,8 @@ FAILS = 74
 """Exit code for a disk or a memory that is used up."""
 EXITS = {"kill": (-9,), "torn": (-9,), "term": (75, 0), "enospc": (FAILS, 0), "memory": (FAILS, 0)}
 """Exit codes that are right for an action; 0 where the fault hit something that a run can do without."""
-STRIDE = 24
-"""One trial takes every 24th write point: so many times in a row does its run die."""
+STRIDE = 60
+"""One trial takes every 60th write point: so many times in a row does its run die."""
 
 
 def at_points(bench: Bench, action: str, stride: int = STRIDE, most: int | None = None) -> Iterator[Trial]:

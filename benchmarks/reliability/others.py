@@ -1,4 +1,4 @@
-"""What else goes wrong with a machine: a full or read-only disk, a clock that jumps, a second process, little memory."""
+"""What else goes wrong with a machine: a full disk, a clock that jumps, a second process, little memory."""
 
 import errno
 import fcntl

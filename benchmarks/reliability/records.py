@@ -53,17 +53,21 @@ class Bench:
     say: Callable[[str], None] = lambda text: None
     logs: int = field(default=0)
 
-    def launch(self, out: Path, fault: Fault | None = None, before: Callable[[], None] | None = None) -> Victim:
-        """Start the subject's command on `out`."""
-        return self.run(subject.command(out), fault, before)
+    def launch(
+        self, out: Path, fault: Fault | None = None, before: Callable[[], None] | None = None, real: bool = False
+    ) -> Victim:
+        """Start the subject's command on `out`: in a forked process, or in one of its own if `real`."""
+        if real:
+            return start(subject.command(out), self._log(), fault)
+        return fork(subject.command(out), self._log(), fault, before)
 
-    def run(self, words: Sequence[str], fault: Fault | None = None, before: Callable[[], None] | None = None) -> Victim:
-        """Start a prefloop command."""
-        self.logs += 1
-        log = self.folder / "logs" / f"{self.logs}.txt"
-        if self.real and before is None:
-            return start(words, log, fault)
-        return fork(words, log, fault, before)
+    def run(self, words: Sequence[str]) -> Victim:
+        """Start a prefloop command in a forked process."""
+        return fork(words, self._log())
+
+    def _log(self) -> Path:
+        self.logs = (self.logs + 1) % 100  # the latest hundred are kept
+        return self.folder / "logs" / f"{self.logs}.txt"
 
     def finish(self, out: Path) -> tuple[Ended, int, list[str]]:
         """Run the command undisturbed, and return how it ended, the bytes lost, and what is wrong."""

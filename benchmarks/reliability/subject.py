@@ -8,11 +8,11 @@ from typing import Any
 METHOD = "iterative_dpo"
 SETTINGS = (
     "rounds=3",
-    "prompts_per_round=6",
-    "prompts_per_part=3",
+    "prompts_per_round=4",
+    "prompts_per_part=2",
     "sampler.completions=2",
     "sampler.max_new_tokens=8",
-    "train.pairs_per_step=2",
+    "train.pairs_per_step=1",
     "train.checkpoint_every=1",
     "evaluate.prompts=4",
     "gate.kind=always",

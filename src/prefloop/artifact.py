@@ -213,12 +213,14 @@ class Building(Generic[R]):
             CorruptArtifact: a part is not what was written.
 
         """
-        flush_tree(self.path)  # what an export wrote beside the parts has to be on disk before the manifest is
         files = {
             str(path.relative_to(self.path)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
             for path in sorted(self.path.rglob("*"))
             if path.is_file() and not _is_private(path.relative_to(self.path))
         }
+        for name in files:  # what an export wrote beside the parts has to be on disk before the manifest is
+            if name not in self._whole:
+                flush_tree(self.path / name)
         for name, digest in self._whole.items():
             if files.get(name, {}).get("sha256") != digest:
                 raise CorruptArtifact(f"{self.path / name}: changed after it was written; rerun to make it again")

@@ -192,11 +192,9 @@ _DISK = {
     errno.ESTALE: "mount the network disk again",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.ENFILE: "close other programs",
-    errno.ENOTDIR: "rename what stands in its place",
-    errno.EISDIR: "rename what stands in its place",
 }
 """What can be wrong with a disk, and what to do."""
-_OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc")
+_OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _GOES_ON = "What is finished is kept, and the same command goes on"
 
 

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prefloop.artifact import file_digest
-from prefloop.disk import native_writes
+from prefloop.disk import machine_errors, native_writes
 from prefloop.errors import ConfigError, DataError
 from prefloop.rows import VERBATIM, Prompt
 
@@ -317,14 +317,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with machine_errors():  # memory that runs out is no fault of the folder
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise DataError(
             f"{folder}: not a causal language model that transformers can read ({_first_line(error)}); "
