@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--real", type=int, default=8, help="of these again in processes of their own, default 8")
     found.add_argument("--each", type=int, default=5, help="trials of each failure of the machine, default 5")
     found.add_argument("--damages", type=int, default=400, help="damaged files, drawn by the seed, default 400")
+    found.add_argument("--quick", action="store_true", help="a few trials of most kinds, as the tests do")
     found.add_argument("--kinds", default="", metavar="TEXT", help="only kinds that contain TEXT")
     found.add_argument("--minutes", type=float, default=1e6, help="begin no trial after so many minutes")
     found.add_argument("--seed", type=int, default=0)
@@ -95,6 +96,9 @@ def ready(out: Path) -> Bench:
 
 def all_trials(bench: Bench, asked: argparse.Namespace) -> Iterator[Trial]:
     """Yield every trial that is asked for."""
+    if asked.quick:
+        yield from a_few(bench, asked.seed)
+        return
     rng = random.Random(f"share {asked.seed}")
     at_points = itertools.chain.from_iterable(kills.at_points(bench, action) for action in kills.ACTIONS)
     yield from (t for t in at_points if rng.random() < asked.share)
@@ -104,6 +108,17 @@ def all_trials(bench: Bench, asked: argparse.Namespace) -> Iterator[Trial]:
     damaged = [t for state in damages.STATES for t in damages.trials(bench, state)]
     yield from rng.sample(damaged, min(asked.damages, len(damaged)))
     yield from others.trials(bench, asked.each, asked.seed)
+
+
+def a_few(bench: Bench, seed: int) -> Iterator[Trial]:
+    """Yield a trial of most kinds: what a test has time for."""
+    for action in ("kill", "torn", "enospc"):
+        yield from kills.at_points(bench, action, stride=len(bench.points) // 2, most=1)
+    yield from kills.at_random(bench, signal.SIGKILL, 1, seed, in_a_row=2)
+    names = ("round-000/2-judged/manifest.json bit flipped", "5-policy/model.safetensors zeroed")
+    yield from (t for t in damages.trials(bench, "finished") if t.name.endswith(names))
+    yield from (t for t in damages.trials(bench, "in sampling") if "1-samples/part-00000.parquet bit" in t.name)
+    yield from (t for t in others.trials(bench, 1, seed) if t.kind in (others.TWO, others.READ_ONLY, others.LOCKLESS))
 
 
 def safe_name(name: str) -> str:

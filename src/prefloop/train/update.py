@@ -56,7 +56,7 @@ class Totals:
 
     def add(self, output: LossOutput, logps: PairLogps) -> None:
         """Add the pairs of a microbatch."""
-        self.bad.append(~output.loss.detach().isfinite())
+        self.bad.append(~(output.loss * logps.weight).detach().isfinite())
         margin = output.chosen_reward - output.rejected_reward
         values = {
             "loss": output.loss * logps.weight,
