@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.reliability.points import Fault
 from benchmarks.reliability.records import Bench, Outcome, Trial, last_line
 from benchmarks.reliability.victims import Ended
+from prefloop.artifact import MANIFEST, PARTS, file_digest, read_parts
 
 CLEAR = (2, 3)
 """Exit codes with which a rerun may say that it cannot use a file."""
@@ -105,9 +106,16 @@ def _damage(kind: str, state: str, name: str, damage: str) -> Callable[[Bench, P
     return attempt
 
 
+def _says_enough(folder: Path) -> bool:
+    """Return whether the noted parts still cover all that are there, as before a part that a kill prevented."""
+    noted = read_parts(folder)
+    unfinished = not (folder / MANIFEST).is_file()
+    return unfinished and all(noted.get(path.name) == file_digest(path) for path in folder.glob("part-*.parquet"))
+
+
 def _unnamed(bench: Bench, out: Path, name: str) -> list[str]:
     """Return what is wrong with what `prefloop doctor` says of a damaged file."""
-    if any(part in name for part in UNWATCHED):
+    if any(part in name for part in UNWATCHED) or (Path(name).name == PARTS and _says_enough((out / name).parent)):
         return []
     ended: Ended | None = bench.run(["doctor", str(out)]).wait()
     if ended is None or ended.traceback:
