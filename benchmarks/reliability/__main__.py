@@ -1,6 +1,6 @@
 """`python -m benchmarks.reliability`: hurt runs in every way, print what comes of it, write docs/reliability.md.
 
-The same command goes on after a stop: finished trials are in OUT/results.jsonl and are not tried again.
+The same command goes on after a stop: results are in OUT/results.jsonl, and what was survived is not tried again.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     warm(MODULES)
     bench = ready(out)
     results = out / "results.jsonl"
-    known = {o.name for o in read(results)}
+    known = {o.name for o in read(results) if o.survived}
     todo = [t for t in all_trials(bench, asked) if safe_name(t.name) not in known and asked.kinds in t.kind]
     console.print(f"{len(bench.points)} write points; {len(todo)} trials to go, {len(known)} done")
     end = time.monotonic() + 60 * asked.minutes
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         word = "survived" if outcome.survived else f"NOT SURVIVED: {'; '.join(outcome.problems)}"
         told = f"{trial.name}: {outcome.faults} faults, {outcome.seconds:.1f} s, {word}"
         console.print(f"{number + 1}/{len(todo)} {told}", markup=False)
-    found = list(read(results))
+    found = read(results)
     if asked.page:
         page.write(asked.page, found, provenance(arguments, found))
     console.print(page.table(found), markup=False)

@@ -1,7 +1,7 @@
 """What is tried and what comes of it. Results lie in a file of JSON lines, so that a stopped series goes on."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -89,14 +89,16 @@ def last_line(said: str) -> str:
     return lines[-1] if lines else ""
 
 
-def read(path: Path) -> Iterator[Outcome]:
-    """Yield the outcomes of a file; a line that a kill cut off is left out."""
+def read(path: Path) -> list[Outcome]:
+    """Return the outcomes of a file, the latest of each trial; a line that a kill cut off is left out."""
+    found: dict[str, Outcome] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             plain = json.loads(line)
         except ValueError:
             continue
-        yield Outcome(**plain | {"problems": tuple(plain["problems"])})
+        found[plain["name"]] = Outcome(**plain | {"problems": tuple(plain["problems"])})
+    return list(found.values())
 
 
 def append(path: Path, outcome: Outcome) -> None:
