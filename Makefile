@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types bench claims docs clean
+.PHONY: install demo test lint types bench claims faults docs clean
 
 install: $(STAMP)
 
@@ -37,6 +37,9 @@ bench: install
 
 claims: install
 	$(BIN)/python -m benchmarks.claims
+
+faults: install
+	$(BIN)/python -m benchmarks.reliability
 
 docs: install
 	$(BIN)/python tools/make_method_docs.py

@@ -3,6 +3,7 @@
     folder/
       part-00000.parquet …   rows, written one by one, each whole or absent
       key.json               what the folder is being made from, written first
+      parts.sha256           SHA-256 of each part, noted before the part gets its name: what is not so is made again
       manifest.json          the key again, with size, SHA-256 and row count of every file; written last
 
 A folder with a manifest is finished and never changes. Without one, the missing parts are made under the same key.
@@ -10,27 +11,70 @@ A folder of another key is refused, naming the settings that differ, unless the 
 Every file is written under a temporary name, flushed to disk, and renamed; the folder entry is flushed too.
 """
 
-import fcntl
-import hashlib
 import json
-import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from prefloop.columns import count_rows, read_rows, write_rows
-from prefloop.errors import CorruptArtifact, RunLocked, StaleArtifact
+from prefloop.disk import (
+    TEMPORARY,
+    file_digest,
+    flush_folder,
+    flush_tree,
+    locked,
+    note_line,
+    read_json,
+    read_sealed,
+    remove,
+    replacing,
+    sealed,
+    set_aside,
+    write_json,
+    write_text,
+)
+from prefloop.errors import CorruptArtifact, StaleArtifact
 from prefloop.rows import digest_of
+
+__all__ = [
+    "KEY",
+    "MANIFEST",
+    "PARTS",
+    "TEMPORARY",
+    "Artifact",
+    "Building",
+    "Key",
+    "file_digest",
+    "flush_folder",
+    "flush_tree",
+    "load_artifact",
+    "locked",
+    "open_artifact",
+    "read_json",
+    "read_key",
+    "read_manifest",
+    "read_parts",
+    "replacing",
+    "restore_beside",
+    "set_aside",
+    "write_json",
+    "write_text",
+]
 
 R = TypeVar("R")
 
 KEY = "key.json"
 MANIFEST = "manifest.json"
-TEMPORARY = ".writing-"
+PARTS = "parts.sha256"
+ASIDE = re.compile(r"\.(replaced|damaged|earlier)-\d+$")
+"""Names of what was set aside."""
+_KEY_FIELDS = frozenset({"stage", "settings", "inputs", "format"})
+_OLD_FIELDS = _KEY_FIELDS | {"key", "digest", "rows", "files", "facts", "seconds", "prefloop"}
+"""Fields of a manifest before there was `check`."""
 
 
 @dataclass(frozen=True)
@@ -165,30 +209,54 @@ class Building(Generic[R]):
     shared: bool = False
     """Whether several processes make it, each some of the parts."""
 
+    @cached_property
+    def _whole(self) -> dict[str, str]:
+        """SHA-256 of every part that is on disk as it was written."""
+        noted = read_parts(self.path)
+        return {n: d for n, d in noted.items() if (self.path / n).is_file() and file_digest(self.path / n) == d}
+
+    def look_again(self) -> None:
+        """Forget which parts are there: other processes have written some."""
+        self.__dict__.pop("_whole", None)
+
     def has_part(self, index: int) -> bool:
-        """Whether part `index` is already on disk."""
-        return (self.path / part_name(index)).exists()
+        """Whether part `index` is already on disk, with the bytes that were written."""
+        return part_name(index) in self._whole
 
     def parts(self) -> Iterator[list[R]]:
         """Yield the rows of the parts written so far, in order."""
         assert self.record is not None
-        for path in sorted(self.path.glob("part-*.parquet"), key=lambda path: _by_number(path.name)):
-            yield list(read_rows(path, self.record))
+        for name in sorted(self._whole, key=_by_number):
+            yield list(read_rows(self.path / name, self.record))
 
     def write_part(self, index: int, rows: Iterable[R]) -> None:
         """Write part `index`, whole or not at all."""
         assert self.record is not None
-        record = self.record
-        with replacing(self.path / part_name(index)) as temporary:
+        record, name = self.record, part_name(index)
+        with replacing(self.path / name) as temporary:
             write_rows(temporary, record, rows)
+            digest = file_digest(temporary)
+            note_line(self.path / PARTS, f"{digest}  {name}")
+        self._whole[name] = digest
 
     def finish(self, facts: Mapping[str, Any] | None = None, seconds: float | None = None) -> Artifact[R]:
-        """Write the manifest: from here on the artifact is finished. `seconds` is the wall time that it took."""
+        """Write the manifest: from here on the artifact is finished. `seconds` is the wall time that it took.
+
+        Raises:
+            CorruptArtifact: a part is not what was written.
+
+        """
         files = {
             str(path.relative_to(self.path)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
             for path in sorted(self.path.rglob("*"))
             if path.is_file() and not _is_private(path.relative_to(self.path))
         }
+        for name in files:  # what an export wrote beside the parts has to be on disk before the manifest is
+            if name not in self._whole:
+                flush_tree(self.path / name)
+        for name, digest in self._whole.items():
+            if files.get(name, {}).get("sha256") != digest:
+                raise CorruptArtifact(f"{self.path / name}: changed after it was written; rerun to make it again")
         rows = 0
         if self.record is not None:
             rows = sum(count_rows(self.path / name) for name in files if name.startswith("part-"))
@@ -202,6 +270,7 @@ class Building(Generic[R]):
             "seconds": seconds,
             "prefloop": version("prefloop"),
         }
+        manifest = sealed(manifest)
         write_json(self.path / MANIFEST, manifest)
         return Artifact(self.path, self.record, manifest)
 
@@ -216,34 +285,75 @@ def open_artifact(path: Path, key: Key, record: type[R] | None, replace: bool = 
         CorruptArtifact: manifest or key file is not readable JSON.
 
     """
-    found = _read_key(path)
+    found = _found_key(path)
     if found is not None and found != _jsonable(key.as_dict()):
         if not replace:
             raise StaleArtifact(_difference(path, found, _jsonable(key.as_dict())))
         set_aside(path, "replaced")
         found = None
     if (path / MANIFEST).exists():
-        return Artifact(path, record, read_json(path / MANIFEST))
+        return Artifact(path, record, read_manifest(path))
+    if found is None and any(path.glob("part-*")):
+        set_aside(path, "damaged")  # parts of an unknown key
     path.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     if found is None:
-        write_json(path / KEY, key.as_dict())
+        write_json(path / KEY, {**key.as_dict(), "key": key.digest})
     return Building(path, key, record)
 
 
 def load_artifact(path: Path, record: type[R] | None) -> Artifact[R] | None:
-    """Return the finished artifact in `path`, whatever its key; `None` if there is none."""
-    return Artifact(path, record, read_json(path / MANIFEST)) if (path / MANIFEST).exists() else None
+    """Return the finished artifact in `path`, whatever its key; `None` if there is none.
+
+    Raises:
+        CorruptArtifact: its manifest is damaged.
+
+    """
+    return Artifact(path, record, read_manifest(path)) if (path / MANIFEST).exists() else None
 
 
-def set_aside(path: Path, reason: str) -> Path:
-    """Rename `path` to the first free `NAME.REASON-N` and return the new name."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.{reason}-{number}")).exists():
-        number += 1
-    path.rename(target)
-    flush_folder(target.parent)
-    return target
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of the artifact in `path`.
+
+    Raises:
+        CorruptArtifact: it is not JSON, or was changed after it was written.
+
+    """
+    return read_sealed(path / MANIFEST, without=_OLD_FIELDS)
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """Return what the key file of the artifact in `path` says.
+
+    Raises:
+        CorruptArtifact: it is not JSON, or was changed after it was written.
+
+    """
+    found = read_json(path / KEY)
+    if isinstance(found, dict):
+        known = {name: value for name, value in found.items() if name in _KEY_FIELDS}
+        # The files of an older version do not repeat the key's digest.
+        if known.keys() == _KEY_FIELDS and (found == known or found == {**known, "key": digest_of(known)}):
+            return known
+    raise CorruptArtifact(f"{path / KEY}: changed after it was written; rename its folder and rerun to make it again")
+
+
+def read_parts(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of every part in `path` that was noted when it was written."""
+    if not (path / PARTS).is_file():
+        return {}
+    lines = (path / PARTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    words = [line.split() for line in lines]
+    return {pair[1]: pair[0] for pair in words if len(pair) == 2 and pair[1].startswith("part-")}
+
+
+def restore_beside(path: Path) -> None:
+    """Write key and noted parts of a finished artifact anew: its manifest holds the same."""
+    manifest = read_manifest(path)
+    write_json(path / KEY, {**{name: manifest[name] for name in _KEY_FIELDS}, "key": manifest["key"]})
+    parts = {name: file["sha256"] for name, file in manifest["files"].items() if name.startswith("part-")}
+    if parts:
+        write_text(path / PARTS, "".join(f"{digest}  {name}\n" for name, digest in parts.items()))
 
 
 def part_name(index: int) -> str:
@@ -256,120 +366,21 @@ def _by_number(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on a clean exit flush it and rename it to `path`.
-
-    Works for a file and for a folder. After an exception the temporary is removed and `path` is untouched.
-    """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    _remove(temporary)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        flush_tree(temporary)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    finally:
-        _remove(temporary)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        CorruptArtifact: the file is not valid UTF-8 JSON.
-
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptArtifact(
-            f"{path}: not valid JSON ({error}); rename its folder and rerun to make it again"
-        ) from error
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush_tree(path: Path) -> None:
-    """Flush a file, or every file of a folder and the folder itself, to disk."""
-    for item in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if item.is_file():
-            with item.open("rb") as file:
-                os.fsync(file.fileno())
-    if path.is_dir():
-        flush_folder(path)
-
-
-def flush_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the run folder's lock. The lock ends with the process, however that dies.
-
-    Raises:
-        RunLocked: another process holds it.
-
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise RunLocked(
-                f"{root}: in use by another process ({holder}); wait for it, or give this run another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        yield
-
-
 def _is_private(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts) or relative.name in (KEY, MANIFEST)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif path.exists() or path.is_symlink():
-        path.unlink()
+    aside = any(part.startswith(".") or ASIDE.search(part) for part in relative.parts)
+    return aside or relative.name in (KEY, MANIFEST, PARTS)
 
 
 def _remove_leftovers(path: Path) -> None:
     for leftover in path.glob(f"{TEMPORARY}*"):
-        _remove(leftover)
+        remove(leftover)
 
 
-def _read_key(path: Path) -> Any | None:
+def _found_key(path: Path) -> dict[str, Any] | None:
     if (path / MANIFEST).exists():
-        manifest = read_json(path / MANIFEST)
-        return {name: manifest[name] for name in ("stage", "settings", "inputs", "format")}
-    return read_json(path / KEY) if (path / KEY).exists() else None
+        manifest = read_manifest(path)
+        return {name: manifest[name] for name in _KEY_FIELDS}
+    return read_key(path) if (path / KEY).exists() else None
 
 
 def _jsonable(value: Any) -> Any:

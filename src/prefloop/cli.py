@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from prefloop.disk import machine_errors
 from prefloop.errors import ConfigError, DataError, Interrupted, PrefloopError
 
 app = typer.Typer(
@@ -38,7 +39,8 @@ def main() -> None:
     """Run the command line and exit with the code that the error knows (see `prefloop.errors`)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        with machine_errors():
+            app()
     except PrefloopError as error:
         errors.print(
             f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}",
@@ -510,12 +512,8 @@ def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
     from prefloop.loop import run as run_loop
     from prefloop.protocols import Quiet
     from prefloop.ranks import joined
-    from prefloop.repair import move_damaged
 
     with joined() as team, _bars() as (progress, stop):
-        for line in move_damaged(root) if team.main else []:
-            console.print(line, markup=False, highlight=False, soft_wrap=True, style="yellow")
-        team.gathered()
         shown = progress if team.main else Quiet()
         summary = run_loop(recipe, root, origins=origins, redo=redo, progress=shown, stop=stop, team=team)
     if team.main:

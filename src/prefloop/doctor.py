@@ -7,16 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prefloop.artifact import KEY, MANIFEST, TEMPORARY, Artifact, Key, read_json
+from prefloop.artifact import ASIDE as SET_ASIDE
+from prefloop.artifact import (
+    KEY,
+    MANIFEST,
+    PARTS,
+    TEMPORARY,
+    Artifact,
+    Key,
+    read_json,
+    read_key,
+    read_manifest,
+    read_parts,
+)
+from prefloop.disk import file_digest, read_sealed, seal_holds
 from prefloop.errors import CorruptArtifact
-from prefloop.ledger import SUMMARY
+from prefloop.evaluate.report import REPORT, REPORT_SEAL
+from prefloop.ledger import RECIPE, RECIPE_SEAL, SUMMARY
 from prefloop.rows import digest_of
+from prefloop.train.states import STATES, check_state, states
 
 State = Literal["whole", "damaged", "stale", "unfinished", "set aside"]
 
 ASIDE = "damaged"
 """Folder of a run to which damaged results are moved."""
-_ASIDE = re.compile(r"\.(replaced|damaged|earlier)-\d+$")
 _ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
     "2-judged": {"samples": ("1-samples",)},
     "2b-corrected": {"judged": ("2-judged",)},
@@ -46,16 +60,20 @@ class Diagnosis:
 
 def examine(root: Path) -> list[Diagnosis]:
     """Look at every file that the run's manifests name, byte by byte, and at summary and recipe."""
-    found = [_summary(root), _recipe(root)]
-    folders = sorted({path.parent for name in (KEY, MANIFEST) for path in root.rglob(name)})
+    found = [_summary(root), _sealed(root / RECIPE, RECIPE_SEAL), *_report(root)]
+    folders = sorted({path.parent for name in (KEY, MANIFEST, "part-*.parquet") for path in root.rglob(name)})
     digests: dict[Path, str] = {}
     for folder in folders:
         name = str(folder.relative_to(root))
         parts = folder.relative_to(root).parts
-        if parts[0] == ASIDE or any(_ASIDE.search(part) for part in parts):
+        if parts[0] == ASIDE or any(SET_ASIDE.search(part) for part in parts):
             found.append(Diagnosis(name, "set aside", ("nothing reads it; delete it when you no longer need it",)))
             continue
         found.append(_artifact(folder, name, digests))
+        if found[-1].state == "unfinished":
+            found += _damaged_parts(folder, name)
+            found += _damaged_states(folder / STATES, root)
+    found = [_lost_manifest(one, found) for one in found]
     missing = [d for d in _expected(root) if d not in folders]
     found += [Diagnosis(str(d.relative_to(root)), "damaged", ("the folder is missing",)) for d in missing]
     return found
@@ -66,7 +84,7 @@ def _artifact(folder: Path, name: str, digests: dict[Path, str]) -> Diagnosis:
     if not (folder / MANIFEST).exists():
         return _unfinished(folder, name, leftovers)
     try:
-        artifact: Artifact[Any] = Artifact(folder, None, read_json(folder / MANIFEST))
+        artifact: Artifact[Any] = Artifact(folder, None, read_manifest(folder))
         problems = [*_manifest_problems(artifact), *_file_problems(artifact)]
     except CorruptArtifact as error:
         return Diagnosis(name, "damaged", (str(error),))
@@ -81,8 +99,10 @@ def _artifact(folder: Path, name: str, digests: dict[Path, str]) -> Diagnosis:
 
 def _unfinished(folder: Path, name: str, leftovers: tuple[str, ...]) -> Diagnosis:
     parts = len(list(folder.glob("part-*.parquet")))
+    if not (folder / KEY).is_file():
+        return Diagnosis(name, "damaged", (f"{KEY} and {MANIFEST}: missing", *leftovers))
     try:
-        read_json(folder / KEY)
+        read_key(folder)
     except CorruptArtifact as error:
         return Diagnosis(name, "damaged", (str(error), *leftovers))
     except OSError as error:
@@ -91,6 +111,45 @@ def _unfinished(folder: Path, name: str, leftovers: tuple[str, ...]) -> Diagnosi
     lost = f"no {MANIFEST}: a rerun keeps {parts} parts and makes the rest"
     more = f"; {weights} files of weights are made again" if weights else ""
     return Diagnosis(name, "unfinished", (lost + more, *leftovers))
+
+
+_ORDER = re.compile(r"(prompts|start|round-\d+)(/.*)?$")
+
+
+def _rank(one: Diagnosis) -> tuple[int, str] | None:
+    """Return where in a run's order a folder comes; `None` for other files and folders."""
+    found = _ORDER.match(one.path)
+    return (("prompts", "start", "round").index(found[1].partition("-")[0]), one.path) if found else None
+
+
+def _lost_manifest(one: Diagnosis, found: list[Diagnosis]) -> Diagnosis:
+    """Return `one`, or that its manifest is lost: it is unfinished, and yet the run went on from it."""
+    rank = _rank(one)
+    if one.state != "unfinished" or rank is None or not any((r := _rank(d)) and r > rank for d in found):
+        return one
+    why = f"{MANIFEST}: missing, though the run went on; the parts are there and it is written anew by a rerun"
+    return Diagnosis(one.path, "damaged", (why,))
+
+
+def _damaged_parts(folder: Path, name: str) -> Iterator[Diagnosis]:
+    """Yield the parts of an unfinished artifact that are not what was written."""
+    noted = read_parts(folder)
+    for path in sorted(folder.glob("part-*.parquet")):
+        if noted.get(path.name) != file_digest(path):
+            why = f"not what {PARTS} notes" if path.name in noted else f"{PARTS} is missing or damaged: not noted there"
+            yield Diagnosis(f"{name}/{path.name}", "damaged", (f"{path.name}: {why}",))
+    gone = [part for part in noted if not (folder / part).is_file()]
+    if gone and max(noted) != gone[-1]:  # the last one may have been noted just before a kill
+        yield Diagnosis(f"{name}/{gone[0]}", "damaged", (f"{', '.join(gone)}: missing, and made again by a rerun",))
+
+
+def _damaged_states(folder: Path, root: Path) -> Iterator[Diagnosis]:
+    for path in states(folder):
+        try:
+            check_state(path)
+        except CorruptArtifact as error:
+            name = str(path.relative_to(root))
+            yield Diagnosis(name, "damaged", (f"{error}; training goes on from an earlier state: nothing is lost",))
 
 
 def _manifest_problems(artifact: Artifact[Any]) -> Iterator[str]:
@@ -102,11 +161,21 @@ def _manifest_problems(artifact: Artifact[Any]) -> Iterator[str]:
         yield f"{MANIFEST}: its digest does not fit its content; it was changed after it was written"
     if not isinstance(manifest["rows"], int) or not isinstance(manifest["facts"], Mapping):
         yield f"{MANIFEST}: rows or facts are not what they should be"
-    key_file = artifact.path / KEY
-    if not key_file.is_file():
+    try:
+        if read_key(artifact.path) != json.loads(json.dumps(key.as_dict())):
+            yield f"{KEY}: differs from {MANIFEST}, which holds the same, so nothing is lost"
+    except CorruptArtifact:
+        yield f"{KEY}: damaged; {MANIFEST} holds the same, so nothing is lost"
+    except FileNotFoundError:
         yield f"{KEY}: missing; {MANIFEST} holds the same, so nothing is lost"
-    elif _read(key_file) != json.loads(json.dumps(key.as_dict())):
-        yield f"{KEY}: differs from {MANIFEST}, which holds the same, so nothing is lost"
+    noted = read_parts(artifact.path)
+    if noted != {n: d for n, d in files.items() if n.startswith("part-")} and noted_once(artifact):
+        yield f"{PARTS}: missing or damaged; {MANIFEST} holds the same, so nothing is lost"
+
+
+def noted_once(artifact: Artifact[Any]) -> bool:
+    """Return whether the version that wrote an artifact noted its parts: older ones wrote no `check` either."""
+    return "check" in artifact.manifest
 
 
 def _read(path: Path) -> Any:
@@ -135,19 +204,28 @@ def _stale(artifact: Artifact[Any], digests: Mapping[Path, str]) -> Iterator[str
 def _summary(root: Path) -> Diagnosis:
     path = root / SUMMARY
     if not path.is_file():
-        return Diagnosis(SUMMARY, "damaged", ("missing, and written anew by a rerun",))
-    value = _read(path)
-    if not isinstance(value, dict) or not {"state", "rounds", "policy_best"} <= value.keys():
-        return Diagnosis(SUMMARY, "damaged", ("not a summary, and written anew by a rerun",))
+        return Diagnosis(SUMMARY, "damaged", (f"{SUMMARY}: missing, and written anew by a rerun",))
+    try:
+        value = read_sealed(path)
+    except CorruptArtifact:
+        return Diagnosis(SUMMARY, "damaged", (f"{SUMMARY}: not what was written, and written anew by a rerun",))
     state: State = "whole" if value["state"] == "done" else "unfinished"
     return Diagnosis(SUMMARY, state, () if state == "whole" else (f"state: {value['state']}",))
 
 
-def _recipe(root: Path) -> Diagnosis:
-    path = root / "recipe.yaml"
-    if not path.is_file() or b"\0" in path.read_bytes() or not path.read_bytes().strip():
-        return Diagnosis("recipe.yaml", "damaged", ("missing or empty, and written anew by a rerun",))
-    return Diagnosis("recipe.yaml", "whole")
+def _sealed(path: Path, comment: str) -> Diagnosis:
+    if not path.is_file():
+        return Diagnosis(path.name, "damaged", (f"{path.name}: missing, and written anew by a rerun",))
+    if not seal_holds(path, comment):
+        return Diagnosis(path.name, "damaged", (f"{path.name}: not what was written, and written anew by a rerun",))
+    return Diagnosis(path.name, "whole")
+
+
+def _report(root: Path) -> Iterator[Diagnosis]:
+    """Yield what is to be said of the page: a run that is not done has none yet, or an older one."""
+    done = _summary(root).state == "whole"
+    if done or (root / REPORT).is_file():
+        yield _sealed(root / REPORT, REPORT_SEAL)
 
 
 def _expected(root: Path) -> Iterator[Path]:
@@ -180,7 +258,7 @@ def prognosis(found: list[Diagnosis]) -> Iterator[str]:
         elif one.state == "stale":
             yield f"{one.path}: a rerun refuses it, and with --redo moves it aside and makes it again"
         elif harmless(one):
-            yield f"{one.path}: a rerun does without it or writes it anew"
+            yield f"{one.path}: a rerun does without it and writes it anew"
         elif one.problems == ("the folder is missing",):
             yield f"{one.path}: a rerun makes it again"
         else:

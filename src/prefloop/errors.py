@@ -8,7 +8,8 @@ PrefloopError
 │   └── CorruptArtifact  3   a finished artifact no longer matches its manifest
 ├── JudgeError           4   a judge failed for good
 ├── SamplerError         4   a sampler or its server failed for good
-├── TrainingDiverged     5   loss or gradient is not finite
+├── TrainingDiverged     5   loss or gradient is not finite, or the reference changed
+├── MachineFailed       74   the disk is full, read-only or broken, or memory ran out; the same command continues
 ├── Interrupted         75   stopped on request; the same command continues
 └── RankLost            75   another process of the run is gone, or failed: then with its exit code
 """
@@ -57,9 +58,18 @@ class SamplerError(PrefloopError):
 
 
 class TrainingDiverged(PrefloopError):
-    """Loss or gradient became infinite or NaN: the message names step, tensor and last good state."""
+    """Loss, gradient or weights became infinite or NaN: the message names step, tensor and last good state.
+
+    Or the reference is not what it was: its weights, or the log-probs that were stored for it.
+    """
 
     exit_code = 5
+
+
+class MachineFailed(PrefloopError):
+    """The machine could not do what was asked: a disk is full, read-only or broken, or memory ran out."""
+
+    exit_code = 74
 
 
 class Interrupted(PrefloopError):

@@ -22,6 +22,7 @@ from prefloop.loop import EVALUATION_ROUND, scratch_of, set_threads
 from prefloop.models.causal_lm import choose_device
 from prefloop.protocols import Progress, Quiet, RoundContext
 from prefloop.recipe import Recipe
+from prefloop.repair import move_damaged
 from prefloop.rows import JudgedGroup, Metric
 from prefloop.sample.beam import Beam
 from prefloop.sample.guided import Guided
@@ -77,6 +78,8 @@ def evaluate(
     judged: list[tuple[_Variant, list[JudgedGroup]]] = []
     with locked(root):
         here = Run(root, recipe, parts, progress or Quiet(), stop, lambda: None)
+        for line in move_damaged(root):
+            here.progress.say(line)
         context = RoundContext(recipe.seed, EVALUATION_ROUND, policy, policy, scratch=scratch_of(root))
         for variant in variants:
             folder = root / variant.folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import Artifact, write_json, write_text
+from prefloop.disk import seal_text, sealed
 from prefloop.errors import Interrupted, PrefloopError
 from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.evaluate.summary import verdict
@@ -18,6 +19,8 @@ from prefloop.rows import PolicyRef
 
 SUMMARY = "summary.json"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy")
+RECIPE = "recipe.yaml"
+RECIPE_SEAL = "# {}"
 
 
 def new_summary(recipe: Recipe, policy: PolicyRef, settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -71,9 +74,19 @@ def add_round(
             "policy": {"path": f"round-{number:03d}/5-policy", "digest": policy.digest},
         }
     )
-    for warning in facts["warnings"]:
+    for warning in [*facts["warnings"], *_training_warnings(number, stages["policy"].facts)]:
         if warning not in summary["warnings"]:
             summary["warnings"].append(warning)
+
+
+def _training_warnings(number: int, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what training noted that a reader should know."""
+    if skipped := facts.get("skipped_updates"):
+        yield f"round {number}: {skipped} updates were skipped, as loss or gradient was not finite"
+    if waived := facts.get("waived_state_parts"):
+        yield f"round {number}: training went on without {waived} parts of its state (train.waive_state)"
+    if diverged := facts.get("diverged"):
+        yield f"round {number}: {diverged}"
 
 
 def set_best(summary: dict[str, Any], policy: PolicyRef, root: Path) -> None:
@@ -104,13 +117,18 @@ class Recorder:
         """Note that something new is being made."""
         if not self.begun and not self.silent:
             self.begun = True
-            write_text(self.root / "recipe.yaml", self.recipe_yaml)
+            write_text(self.root / RECIPE, seal_text(self.recipe_yaml, RECIPE_SEAL))
             self.save("running")
 
     def save(self, state: str) -> None:
         """Write `summary.json`, if anything new was made; `state` is running, done or failed."""
         self.summary["state"] = state
         self.summary["verdict"] = verdict(self.summary)
+        self.write()
+
+    def write(self) -> None:
+        """Write `summary.json`, if anything new was made."""
+        self.summary |= sealed(self.summary)
         if self.begun:
             write_json(self.root / SUMMARY, self.summary)
 

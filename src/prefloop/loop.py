@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from prefloop import evidence, ledger, reward_run, stages, training, trust
-from prefloop.artifact import Artifact, locked, read_json
+from prefloop.artifact import Artifact, load_artifact, locked, read_json
 from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.correction import check_corrector, correct
+from prefloop.disk import machine_errors
 from prefloop.errors import ConfigError, CorruptArtifact, DataError
 from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
@@ -37,6 +38,7 @@ from prefloop.protocols import (
     views_of,
 )
 from prefloop.recipe import Recipe, dump_yaml, for_round
+from prefloop.repair import move_damaged
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt
 from prefloop.stages import Draw, Run
 from prefloop.team import ALONE, Team
@@ -44,6 +46,8 @@ from prefloop.together import check_team, require_same
 from prefloop.training import Lineage
 from prefloop.watch import Watch, named
 
+PROMPTS = "prompts"
+"""Folder of all prompts of a run."""
 EVALUATION_ROUND = -1
 """Held-out completions use the random streams of this round for every policy: differences are the policies'."""
 EVEN = 50.0
@@ -68,6 +72,7 @@ class Standing:
     margins: Mapping[str, float] = field(default_factory=dict)
 
 
+@machine_errors()
 def run(  # noqa: PLR0913  all but two are by name
     recipe: Recipe,
     root: Path,
@@ -80,6 +85,7 @@ def run(  # noqa: PLR0913  all but two are by name
 ) -> dict[str, Any]:
     """Run `recipe` in folder `root`, or go on with what is there, and return the summary (see docs/artifacts.md).
 
+    What of it is damaged is moved to `root`/damaged first, and made again.
     The processes of a `team` call this together, with the same arguments; the main one writes (see docs/scale.md).
 
     Raises:
@@ -87,6 +93,7 @@ def run(  # noqa: PLR0913  all but two are by name
         StaleArtifact: the folder holds a stage that was made with other settings, and `redo` is false.
         DataError: prompts, pairs or a model folder cannot be used.
         JudgeError, SamplerError, TrainingDiverged: a stage failed for good; what was finished before is kept.
+        MachineFailed: the disk is full, read-only or broken, or memory ran out; the same call goes on.
         Interrupted: `stop()` became true; the same call goes on.
         RankLost: another process of the team failed.
 
@@ -106,19 +113,23 @@ def run(  # noqa: PLR0913  all but two are by name
         parts.order.check_prompts(prompts.train, recipe.rounds)
     for number in range(recipe.rounds):
         usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
+    progress = progress or Quiet()
     with locked(root) if team.main else nullcontext():
+        for line in move_damaged(root) if team.main else []:
+            progress.say(line)
+        team.gathered()
         settings = filled(recipe, parts)
         notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
         summary = ledger.new_summary(recipe, policy, settings, notes)
         summary["top_scores"] = trust.top_scores(parts)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
         recorder.silent = not team.main
-        here = Run(root, recipe, parts, progress or Quiet(), stop, recorder.begin, redo, team)
+        here = Run(root, recipe, parts, progress, stop, recorder.begin, redo, team)
         if team.main:
             here = replace(here, watch=watch_of(here, summary, settings))
         with recorder.marking_failure(), closing(here.watch):
             summary["threads"] = set_threads(recipe, policy, root, team)
-            stages.store_prompts(here, root / "prompts", prompts.prompts)
+            stages.store_prompts(here, root / PROMPTS, prompts.prompts, summary["threads"])
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
             turns(here, policy, prompts.train, holdout, summary, recorder.save)
         summary["judging"] = trust.measured(root, summary)
@@ -407,7 +418,7 @@ def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None, tea
     """Set the number of CPU threads and, on a CPU, deterministic kernels; return the number.
 
     `auto` is measured when a run begins. Sums depend on it, so a run that goes on in `root` takes the number that its
-    summary.json holds. Ranks on one machine share its cores, and have the same number.
+    prompts and its summary.json note. Ranks on one machine share its cores, and have the same number.
     """
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     threads: int | str = recipe.threads
@@ -423,12 +434,12 @@ def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None, tea
 
 def _noted_threads(root: Path) -> int | None:
     """Return the number of threads with which the run in `root` began; `None` if there is none, or it says nothing."""
-    path = root / ledger.SUMMARY
-    if not path.is_file():
-        return None
+    stored: Artifact[Prompt] | None = load_artifact(root / PROMPTS, Prompt)
+    if stored is not None and "threads" in stored.facts:
+        return int(stored.facts["threads"])
     try:
-        return read_json(path).get("threads")  # type: ignore[no-any-return]
-    except CorruptArtifact:
+        return read_json(root / ledger.SUMMARY).get("threads")  # type: ignore[no-any-return]
+    except (CorruptArtifact, FileNotFoundError):
         return None  # the file is about to be written anew
 
 

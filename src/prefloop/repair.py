@@ -3,22 +3,21 @@
 import os
 from pathlib import Path
 
-from prefloop.artifact import flush_folder, locked
+from prefloop.artifact import MANIFEST, flush_folder, restore_beside
 from prefloop.doctor import ASIDE, examine, harmless
 
 
 def move_damaged(root: Path) -> list[str]:
     """Move every damaged result of the run in `root` to its folder `damaged` and say which; nothing is deleted.
 
-    Raises:
-        RunLocked: another process works on the run.
-
+    The caller holds the run's lock.
     """
-    if not root.is_dir():
-        return []
-    with locked(root):
-        bad = [d for d in examine(root) if d.state == "damaged" and (root / d.path).is_dir() and not harmless(d)]
-        moved = [(one, _moved(root, one.path)) for one in bad]
+    found = [d for d in examine(root) if d.state == "damaged"]
+    for one in found:
+        if harmless(one) and (root / one.path / MANIFEST).is_file():
+            restore_beside(root / one.path)
+    bad = [d for d in found if (root / d.path).exists() and not harmless(d)]
+    moved = [(one, _moved(root, one.path)) for one in bad]
     return [f"{one.path} is damaged ({one.problems[0]}): moved to {to}, and is made again" for one, to in moved]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import evidence, ledger, stages
-from prefloop.artifact import Artifact, Building, Key, load_artifact, write_json
+from prefloop.artifact import Artifact, Building, Key, load_artifact
 from prefloop.components import build_parts, key_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.reward_accuracy import best_of_n, longer_wins, pair_metrics
@@ -34,13 +34,14 @@ from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, Sample
 from prefloop.stages import PAIRS_PER_PART, Run, batched
 from prefloop.train.job import Job
 from prefloop.train.sharding import gather, shard
+from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
 TRAINS = "reward_model"
 """Value of the recipe's `trains` that chooses this."""
 EVALUATION_ROUND, HELD_OUT_PAIRS = -1, -2
 """Rounds whose random streams draw the policy's completions, and those of held-out pairs."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding", "layout")
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding", "layout", "waive_state")
 _UNUSED = ("loss", "reference", "samples_from", "round_exit", "combine", "corrector", "locator")
 """Parts of a recipe that a reward model has no use for."""
 
@@ -53,8 +54,7 @@ class Recorder(ledger.Recorder):
         """Write `summary.json`, if anything new was made; `state` is running, done or failed."""
         self.summary |= {"trains": TRAINS, "state": state}
         self.summary["verdict"] = reward_verdict(self.summary)
-        if self.begun:
-            write_json(self.root / ledger.SUMMARY, self.summary)
+        self.write()
 
 
 @dataclass
@@ -237,11 +237,14 @@ def _update(here: Run, path: Path, batches: Artifact[TokenizedPair], start: Poli
     train = here.recipe.train
     seed = here.recipe.seed + number
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in _WITHOUT_EFFECT}
+    if not settings["skip_nonfinite"]:  # as before there was such a setting
+        del settings["skip_nonfinite"]
     settings |= {"trainer": key_of(here.parts.trainer, here.recipe.trainer.kind), "seed": seed}
     key = Key("reward-model", settings, {"batches": batches.digest, "policy": start.digest})
     opened = here.open(path, key, StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(here, opened, batches, start, seed)
+    shutil.rmtree(path / STATES, ignore_errors=True)  # here, since a kill may come between the manifest and this
     return PolicyRef(str(path), opened.facts["policy_digest"], number, kind=TRAINS)
 
 
@@ -258,7 +261,7 @@ def _train_and_export(
         settings=train,
         layout="padded",
         seed=seed,
-        state_folder=path / ".state",
+        state_folder=path / STATES,
         reference=None,
         starts_at_reference=False,
         team=here.team,
@@ -280,10 +283,9 @@ def _train_and_export(
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * train.epochs,
         "fresh_head": fresh,
+        **job.counts,
     }
-    finished = building.finish(facts, seconds=time.monotonic() - began)
-    shutil.rmtree(path / ".state", ignore_errors=True)
-    return finished
+    return building.finish(facts, seconds=time.monotonic() - began)
 
 
 def _trainable(here: Run, start: PolicyRef, device: str, seed: int) -> tuple[Any, Any, bool]:

@@ -109,6 +109,8 @@ def write_parts(
         run.progress.advance(len(part))
         run.check_stop(f"{label}, part {index + 1} of {len(inputs)}")
     team.gathered()
+    if building.shared:
+        building.look_again()
     run.progress.finish()
     facts = count(row for part in building.parts() for row in part) if count and team.main else {}
     return building.finish(facts, seconds=time.monotonic() - began)
@@ -123,15 +125,18 @@ def divisible(component: object) -> bool:
     return getattr(component, "base_url", None) is None and not getattr(component, "one_process", False)
 
 
-def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt]) -> Artifact[Prompt]:
-    """prompts: every prompt of the run with its split, so that a later change of the file is noticed."""
+def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt], threads: int) -> Artifact[Prompt]:
+    """prompts: every prompt of the run with its split, so that a later change of the file is noticed.
+
+    `threads` is noted for a rerun: sums depend on it, and a damaged summary must not change them.
+    """
     opened = run.open(
         path, Key("all-prompts", {}, {"prompts": digest_of([(p.prompt_id, p.split) for p in prompts])}), Prompt
     )
     if isinstance(opened, Artifact):
         return opened
     opened.write_part(0, prompts)
-    return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts)})
+    return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts), "threads": threads})
 
 
 def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: PolicyRef) -> Artifact[PromptMargin]:

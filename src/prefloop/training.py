@@ -15,20 +15,23 @@ from prefloop.components import key_of
 from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
 from prefloop.models.training import checkpoint_activations, compile_layers
+from prefloop.reference_guard import unchanged_reference
 from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
 from prefloop.train.job import Job
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.safety import ran_away
 from prefloop.train.sharding import gather, shard
+from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
 SAMPLER_GAP = 1e-3
 """Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
-_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding")
-"""Training settings that do not change the policy."""
+_WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding", "waive_state")
+"""Training settings that do not change the policy, or say so in its facts."""
 
 
 def batch(
@@ -146,6 +149,8 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     settings = run.recipe.train.model_dump(mode="json")
     for name in _WITHOUT_EFFECT:
         del settings[name]
+    if not settings["skip_nonfinite"]:  # as before there was such a setting
+        del settings["skip_nonfinite"]
     settings |= {
         "loss": key_of(run.parts.loss, run.recipe.loss.kind),
         "trainer": key_of(run.parts.trainer, run.recipe.trainer.kind),
@@ -159,6 +164,7 @@ def update(run: Run, path: Path, batches: Artifact[TokenizedPair], lineage: Line
     opened = run.open(path, Key("policy", settings, inputs), StepLog, together=True)
     if isinstance(opened, Building):
         opened = _train_and_export(run, opened, batches, lineage, seed)
+    shutil.rmtree(path / STATES, ignore_errors=True)  # here, since a kill may come between the manifest and this
     base = opened.facts.get("base")
     return PolicyRef(str(path), opened.facts["policy_digest"], opened.facts["round"], base=base)
 
@@ -178,14 +184,15 @@ def _train_and_export(
         settings=recipe.train,
         layout=run.team.tell(layout_of(run, lm.model)[0]),
         seed=seed,
-        state_folder=path / ".state",
+        state_folder=path / STATES,
         reference=lineage.reference,
         starts_at_reference=lineage.reference is not None and lineage.reference.digest == lineage.policy.digest,
         team=run.team,
         on_step=run.watch.step,
     )
     shared = shard(job.model, run.team, recipe.train, job.layout)
-    curve = run.parts.trainer(job, run.progress, run.stop)
+    with unchanged_reference(run, lineage.reference, job):
+        curve = run.parts.trainer(job, run.progress, run.stop)
     if shared:
         whole = None
         if run.team.main:
@@ -203,11 +210,12 @@ def _train_and_export(
         "round": lineage.round,
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * recipe.train.epochs,
+        **job.counts,
         **left,
     }
-    finished = building.finish(facts, seconds=time.monotonic() - began)
-    shutil.rmtree(path / ".state", ignore_errors=True)
-    return finished
+    if recipe.trainer.kind == "update" and (diverged := ran_away(curve)):
+        facts["diverged"] = diverged
+    return building.finish(facts, seconds=time.monotonic() - began)
 
 
 def _leave_round(

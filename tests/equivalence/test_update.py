@@ -3,17 +3,19 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from prefloop.errors import ConfigError, Interrupted, TrainingDiverged
+from prefloop.errors import ConfigError, CorruptArtifact, Interrupted, TrainingDiverged
 from prefloop.losses.aot import AOT
 from prefloop.losses.dpo import DPO
 from prefloop.protocols import Quiet
 from prefloop.rows import TokenizedPair
 from prefloop.train import update
+from prefloop.train.checkpoint import load_state, save_state
 from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
@@ -97,9 +99,74 @@ def test_stored_reference_equals_live_reference(tmp_path):
 
 def test_divergence_names_the_step_and_keeps_no_bad_state(tmp_path):
     bad = job(tmp_path, learning_rate=1e30, max_grad_norm=None, warmup=0, checkpoint_every=1)
-    with pytest.raises(TrainingDiverged, match=r"step 2: .*first bad gradient"):
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"step 2: loss .*; the gradient of model\.embed_tokens\.weight .* is not finite\. .*step-00000001",
+    ):
         run(bad)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def poisoned(folder: Path, **settings: object) -> Job:
+    """A job in which the loss of pair p4 is not a number, once in each epoch."""
+    one = job(folder, **settings)
+    return dataclasses.replace(
+        one, pairs=[dataclasses.replace(p, weight=math.nan if p.pair_id == "p4" else 1.0) for p in one.pairs]
+    )
+
+
+def test_a_loss_that_is_no_number_names_its_pair_and_the_last_good_policy(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"step \d: loss nan, from pair p4, .* There is no training state yet"):
+        run(poisoned(tmp_path))
+
+
+def test_updates_are_skipped_up_to_a_cap_counted_and_exactly_resumed(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"from pair p4, .* after 1 updates were skipped"):
+        run(poisoned(tmp_path / "one", skip_nonfinite=1))
+    whole = poisoned(tmp_path / "two", skip_nonfinite=2)
+    losses, weights = run(whole)
+    assert whole.counts == {"skipped_updates": 2}
+    assert len(losses) == 8 - 2
+    assert weights.isfinite().all()
+    for stop_after in range(1, 8):
+        folder = tmp_path / f"stopped-{stop_after}"
+        calls = itertools.count(1)
+        with pytest.raises(Interrupted):
+            train(poisoned(folder, skip_nonfinite=2), Quiet(), lambda c=calls, n=stop_after: next(c) == n)
+        resumed = poisoned(folder, skip_nonfinite=2)
+        assert run(resumed)[0] == losses
+        assert resumed.counts == whole.counts
+
+
+def test_weights_that_the_last_update_ruins_are_noticed(tmp_path, monkeypatch):
+    one = job(tmp_path, epochs=1)
+
+    def ruin(players, move):
+        with torch.no_grad():
+            one.model.model.norm.weight[0] = math.inf
+
+    monkeypatch.setattr(update, "_step", ruin)
+    one = dataclasses.replace(one, settings=one.settings.model_copy(update={"pairs_per_step": 10}))
+    with pytest.raises(TrainingDiverged, match=r"the weights model\.norm\.weight are not finite after the last update"):
+        train(one, Quiet(), lambda: False)
+
+
+@pytest.mark.parametrize("part", ["weights", "moments"])
+def test_a_missing_part_of_the_state_is_an_error_unless_it_is_waived(tmp_path, part):
+    first, calls = job(tmp_path), itertools.count(1)
+    with pytest.raises(Interrupted):
+        train(first, Quiet(), lambda: next(calls) == 2)
+    state = load_state(tmp_path, torch.device("cpu"))
+    name = "model.norm.weight"
+    tensors = getattr(state, part)
+    kept = {n: v for n, v in tensors.items() if not n.startswith(name)}
+    shutil.rmtree(tmp_path / "step-00000002")
+    save_state(tmp_path, dataclasses.replace(state, **{part: kept}))
+    with pytest.raises(CorruptArtifact, match=rf"lacks {part} of model.norm.weight, .*waive_state=.{part}"):
+        run(job(tmp_path))
+    waived = job(tmp_path, waive_state=[part])
+    run(waived)
+    assert waived.counts == {"waived_state_parts": 1}
 
 
 @pytest.mark.parametrize(

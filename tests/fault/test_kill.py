@@ -1,7 +1,5 @@
 """SIGKILL at random moments of a three-round run; the same command must end in the same bytes."""
 
-import hashlib
-import json
 import os
 import random
 import signal
@@ -9,7 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.reliability.subject import outcome
 
 KILLS = int(os.environ.get("PREFLOOP_KILLS", "10"))
 SETTINGS = [
@@ -33,19 +32,6 @@ def finish(out: Path) -> None:
     process = start(out)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def outcome(out: Path) -> dict[str, Any]:
-    """Digests of everything that the run decided: weights, pairs, samples, curves, and the summary without times."""
-    files = [*out.rglob("*.safetensors"), *out.rglob("*.parquet")]
-    digests = {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-    return digests | {"summary": without_times(json.loads((out / "summary.json").read_text()))}
 
 
 def test_killed_and_rerun_equals_uninterrupted(tmp_path):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefloop.artifact import Artifact, load_artifact, read_json, write_text
+from prefloop.disk import seal_text
 from prefloop.errors import DataError
 from prefloop.evaluate import benchmarks
 from prefloop.evaluate.displacement_charts import displacement_charts
@@ -30,6 +31,7 @@ from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, 
 R = TypeVar("R")
 
 REPORT = "report.html"
+REPORT_SEAL = "<!-- {} -->"
 
 _NEEDED = ("prefloop", "name", "recipe", "seed", "state", "policy_start", "policy_best", "rounds")
 
@@ -100,7 +102,7 @@ def write_report(root: Path) -> Path:
     environment.filters |= {"score": _score, "gain": _signed, "seconds": _seconds, "count": _count}
     page = environment.get_template("report.html.j2").render(_view(root, summary))
     # Lone surrogates can come out of JSON; UTF-8 has no bytes for them.
-    write_text(root / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
+    write_text(root / REPORT, seal_text(page.encode("utf-8", "replace").decode("utf-8"), REPORT_SEAL))
     return root / REPORT
 
 

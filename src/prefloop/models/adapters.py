@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from prefloop.disk import native_writes
 from prefloop.errors import ConfigError, DataError
 
 ALL_LINEAR = "all-linear"
@@ -231,7 +232,8 @@ def _require_adapters(model: PeftModel, names: Sequence[str]) -> None:
 
 def save_adapter(peft_model: PeftModel, folder: Path) -> None:
     """Write the adapter alone, as PEFT reads it; the same adapter gives the same bytes."""
-    peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    with native_writes(folder):
+        peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     path = folder / _CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     # PEFT keeps the names in a set, whose order changes from process to process.

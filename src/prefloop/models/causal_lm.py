@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prefloop.artifact import file_digest
+from prefloop.disk import machine_errors, native_writes
 from prefloop.errors import ConfigError, DataError
 from prefloop.rows import VERBATIM, Prompt
 
@@ -121,14 +122,16 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: no tokenizer; put one there with tokenizer.save_pretrained(folder)")
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, reread: bool = False) -> str:
     """Return 16 hexadecimal digits that depend on the names and bytes of the files which make the policy.
 
     These are configuration, weights, tokenizer and chat template; not the model card, manifests, training state or
-    sub-folders. A file's hash is remembered for as long as its inode, size and modification time stay the same.
+    sub-folders. A file's hash is remembered for as long as its inode, size and modification time stay the same, unless
+    `reread`.
     """
+    digest = file_digest if reread else _digest_of_file
     names = {path.name for pattern in _POLICY_FILES for path in folder.glob(pattern) if path.is_file()}
-    lines = [f"{name} {_digest_of_file(folder / name)}" for name in sorted(names)]
+    lines = [f"{name} {digest(folder / name)}" for name in sorted(names)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -256,7 +259,7 @@ def export(
     config (the model's own unless given) and `card` as README.md.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
+    with quiet(), native_writes(folder):
         lm_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if generation_config is not None:
@@ -314,14 +317,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with machine_errors():  # memory that runs out is no fault of the folder
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise DataError(
             f"{folder}: not a causal language model that transformers can read ({_first_line(error)}); "

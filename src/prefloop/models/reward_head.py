@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from prefloop.disk import machine_errors
 from prefloop.errors import DataError
 from prefloop.models.adapters import ALL_LINEAR
 from prefloop.models.causal_lm import check_folder, choose_device, load_tokenizer, quiet
@@ -37,7 +38,7 @@ def load_reward_model(folder: Path, device: str, seed: int) -> tuple[PreTrainedM
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), machine_errors(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 folder,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from prefloop.disk import native_writes
 from prefloop.errors import DataError
 from prefloop.models import causal_lm
 from prefloop.models.head import decoder_of
@@ -69,7 +70,8 @@ class ValueModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write decoder and head to `folder`."""
-        save_file({name: p.detach().contiguous() for name, p in self.trained()}, folder / FILE)
+        with native_writes(folder / FILE):
+            save_file({name: p.detach().contiguous() for name, p in self.trained()}, folder / FILE)
 
 
 def folder_of(model: nn.Module) -> Path:

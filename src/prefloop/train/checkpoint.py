@@ -15,10 +15,9 @@ is used. (The file format of `torch.distributed.checkpoint` keeps its index as a
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,15 +25,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from prefloop.artifact import file_digest, flush_tree, read_json, replacing, set_aside, write_json
+from prefloop.artifact import file_digest, flush_tree, replacing, set_aside, write_json
 from prefloop.columns import read_rows, write_rows
+from prefloop.disk import native_writes, sealed
 from prefloop.errors import CorruptArtifact
 from prefloop.rows import StepLog
 from prefloop.team import ALONE, Team
 from prefloop.train.sharding import held_rows, local, writes_rows
+from prefloop.train.states import CURVE, MOMENTS, STATE, WEIGHTS, check_state, state_name, states
 
 KEPT = 2
-_STEPS = "steps.parquet"
 _ROWS = "rows"
 """Header of a file of shared weights: by name its first and last row (exclusive), and the rows of the whole."""
 
@@ -58,7 +58,7 @@ def save_state(folder: Path, state: TrainingState, team: Team = ALONE) -> None:
 
     The main rank writes what is whole, and every rank the rows that it holds.
     """
-    path = _state(folder, state.step)
+    path = folder / state_name(state.step)
     if not team.main:
         if any(isinstance(value, DTensor) for value in state.weights.values()):
             temporary = Path(team.tell())
@@ -66,48 +66,48 @@ def save_state(folder: Path, state: TrainingState, team: Team = ALONE) -> None:
         return
     with replacing(path) as temporary:
         temporary.mkdir(parents=True)
-        write_rows(temporary / _STEPS, StepLog, state.steps)
-        digests = {_STEPS: file_digest(temporary / _STEPS)}
+        write_rows(temporary / CURVE, StepLog, state.steps)
+        digests = {CURVE: file_digest(temporary / CURVE)}
         if any(isinstance(value, DTensor) for value in state.weights.values()):
             team.tell(str(temporary))
             for found in team.gathered(_save_rows(temporary, state, team)):
                 digests |= found
         else:
             digests |= _save_rows(temporary, state, team)
-        write_json(temporary / "state.json", {"step": state.step, "notes": dict(state.notes), "files": digests})
-    for old in _states(folder)[:-KEPT]:
+        said = {"step": state.step, "notes": dict(state.notes), "files": digests}
+        write_json(temporary / STATE, sealed(said))
+    for old in states(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
 def _save_rows(folder: Path, state: TrainingState, team: Team) -> dict[str, str]:
     """Write what this rank has to write of the state, and return the digests of its files."""
     digests = {}
-    for kind, tensors in (("weights", state.weights), ("moments", state.moments)):
+    for kind, tensors in ((WEIGHTS, state.weights), (MOMENTS, state.moments)):
         own = {name: t for name, t in tensors.items() if writes_rows(t, team)}
         rows = {name: [*held_rows(t), t.shape[0]] for name, t in own.items() if isinstance(t, DTensor)}
         if own or team.main:
-            name = f"{kind}.safetensors" if team.main else f"{kind}-{team.rank:05d}.safetensors"
+            name = kind if team.main else kind.replace(".", f"-{team.rank:05d}.")
             header = {_ROWS: json.dumps(rows, sort_keys=True)} if rows else None
-            save_file({n: local(t).contiguous() for n, t in own.items()}, folder / name, header)
+            with native_writes(folder / name):
+                save_file({n: local(t).contiguous() for n, t in own.items()}, folder / name, header)
             flush_tree(folder / name)
             digests[name] = file_digest(folder / name)
     return digests
 
 
-def newest_state(folder: Path) -> int | None:
-    """Return the step of the newest whole state, or `None` if there is none. Damaged ones are set aside."""
-    for path in reversed(_states(folder)):
+def newest_state(folder: Path, say: Callable[[str], None] = lambda _: None) -> int | None:
+    """Return the step of the newest whole state, or `None` if there is none.
+
+    Damaged ones are set aside and `say` hears of it.
+    """
+    for path in reversed(states(folder)):
         try:
-            return int(_checked(path)["step"])
-        except CorruptArtifact:
-            set_aside(path, "damaged")
+            return int(check_state(path)["step"])
+        except CorruptArtifact as error:
+            moved = set_aside(path, "damaged")
+            say(f"training state damaged ({error}): set aside as {moved.name}; training goes on from an earlier one")
     return None
-
-
-def load_state(folder: Path, device: torch.device) -> TrainingState | None:
-    """Return the newest whole state, or `None` if there is none. Damaged ones are set aside, not deleted."""
-    step = newest_state(folder)
-    return None if step is None else read_state(folder, step, device)
 
 
 def read_state(
@@ -121,25 +121,25 @@ def read_state(
         CorruptArtifact: a file cannot be read, or rows are in none of them.
 
     """
-    path = _state(folder, step)
-    state = read_json(path / "state.json")
-    weights = _read_rows(path, "weights", rows or {}, device)
-    moments = _read_rows(path, "moments", rows or {}, device)
-    steps = tuple(read_rows(path / _STEPS, StepLog))
+    path = folder / state_name(step)
+    state = check_state(path)
+    weights = _read_rows(path, WEIGHTS, rows or {}, device)
+    moments = _read_rows(path, MOMENTS, rows or {}, device)
+    steps = tuple(read_rows(path / CURVE, StepLog))
     return TrainingState(state["step"], weights, moments, steps, state.get("notes", {}))
 
 
 def _read_rows(path: Path, kind: str, wanted: Mapping[str, tuple[int, int]], device: torch.device) -> dict[str, Tensor]:
-    """Return all tensors of `path/KIND*.safetensors`, of those in `wanted` the rows that are asked for."""
+    """Return all tensors of a kind of file, those of every rank, of those in `wanted` the rows that are asked for."""
     found: dict[str, Tensor] = {}
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     asked: dict[str, int] = {}
-    for file in sorted(path.glob(f"{kind}*.safetensors")):
+    for file in sorted(path.glob(kind.replace(".", "*."))):
         with safe_open(file, framework="pt") as opened:
             held = json.loads((opened.metadata() or {}).get(_ROWS, "{}"))
             names = opened.keys()
             for name in names:
-                parameter = name if kind == "weights" else name.rpartition(".")[0]
+                parameter = name if kind == WEIGHTS else name.rpartition(".")[0]
                 view = opened.get_slice(name)
                 if not view.get_shape() or (name not in held and parameter not in wanted):
                     found[name] = opened.get_tensor(name)
@@ -201,22 +201,3 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
-
-
-def _state(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}"
-
-
-def _states(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
-
-
-def _checked(path: Path) -> Any:
-    """Return `state.json`, all files being what it says."""
-    if not (path / "state.json").is_file():
-        raise CorruptArtifact(f"{path}: no state.json")
-    state = read_json(path / "state.json")
-    for name, digest in state["files"].items():
-        if not (path / name).is_file() or file_digest(path / name) != digest:
-            raise CorruptArtifact(f"{path / name}: missing or damaged")
-    return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -41,6 +41,8 @@ class Job:
     team: Team = ALONE
     on_step: Callable[[StepLog], None] = unheard
     """Told of every step that the training curve holds, as soon as it is known."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What a trainer counts beside the curve, such as updates that it skipped: noted in the facts of 5-policy."""
 
 
 class Trainer(Protocol):

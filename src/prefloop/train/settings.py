@@ -67,6 +67,13 @@ class TrainSettings(BaseModel):
     they are kept in the run's folder only."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between training states on disk, from which a stopped run goes on."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Updates of a round that may be left out because loss or gradient is not finite; each is told and counted in the
+    report, and one more ends the run. 0: the first one ends it. Above 0, a GPU is waited for at every step."""
+    waive_state: tuple[Literal["weights", "moments", "carried"], ...] = ()
+    """Parts that a training state may lack when a stopped round goes on: its weights, the optimizer's moments, or what
+    a trainer carries beside them. They then begin afresh, and the result is not that of an uninterrupted run; facts of
+    5-policy count them. Empty: a missing part is an error."""
     log_every: Annotated[int, Field(ge=1)] = 1
     """Steps between rows of the training curve."""
     lora: LoraSettings | None = None

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -16,19 +15,15 @@ from prefloop.protocols import Progress, reads_squares, views_of
 from prefloop.rows import NamedValue, StepLog
 from prefloop.team import Team
 from prefloop.tensors import LossOutput, PairLogps
+from prefloop.train import safety
 from prefloop.train.batches import pair_logps
-from prefloop.train.checkpoint import (
-    TrainingState,
-    newest_state,
-    optimizer_moments,
-    read_state,
-    restore_moments,
-    save_state,
-)
 from prefloop.train.job import Job
 from prefloop.train.plan import Plan
+from prefloop.train.resume import Carried as Carried
+from prefloop.train.resume import Player as Player
+from prefloop.train.resume import resume, save
 from prefloop.train.settings import TrainSettings
-from prefloop.train.sharding import any_rank, counts, divisor, local, rows_held, share_of, sum_gradients
+from prefloop.train.sharding import any_rank, counts, divisor, share_of, sum_gradients
 from prefloop.train.store import index_of
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -52,26 +47,6 @@ class Update:
         return train(job, progress, stop)
 
 
-@dataclass(frozen=True)
-class Player:
-    """Parameters by name, the optimizer that moves them, and their learning rate as a multiple of the policy's."""
-
-    named: dict[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What a trainer carries from step to step beside its players: part of the training state.
-
-    It is changed in place: by the trainer as it goes, and by `take_steps` when a state is read.
-    """
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    notes: dict[str, float] = field(default_factory=dict)
-
-
 @dataclass
 class Totals:
     """Sums over the pairs of one step, kept on the device until they are logged."""
@@ -79,9 +54,12 @@ class Totals:
     sums: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
     """Rows that have a chosen side, and rows that have a rejected one."""
+    bad: list[Tensor] = field(default_factory=list)
+    """For each microbatch, which rows have a loss that is not finite."""
 
     def add(self, output: LossOutput, logps: PairLogps, counts: bool = True) -> None:
         """Add the pairs of a microbatch; zeros where it does not count (see `sharding.Share`)."""
+        self.bad.append(~(output.loss * logps.weight).detach().isfinite())
         margin = output.chosen_reward - output.rejected_reward
         values = {
             "loss": output.loss * logps.weight,
@@ -152,8 +130,9 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
     """Train `job.model` in place and return the training curve. Goes on from the newest state in its folder.
 
     Raises:
-        TrainingDiverged: loss or gradient is not finite, or policy and reference differ at step 0 though they
-            should be the same model.
+        TrainingDiverged: loss, gradient or weights are not finite (more often than `train.skip_nonfinite` allows),
+            or policy and reference differ at step 0 though they should be the same model.
+        CorruptArtifact: the training state lacks a part that `train.waive_state` does not name.
         Interrupted: `stop()` became true; the state was written first.
 
     """
@@ -184,15 +163,16 @@ def take_steps(
     require_whole_steps(job, plan)
     named = {name: p for player in players for name, p in player.named.items()}
     curve: list[StepLog] = []
-    first = _resume(job, players, carried, curve)
-    if next(iter(named.values())).device.type != "cpu":
+    first = resume(job, players, carried, curve, progress.say)
+    on_cpu = next(iter(named.values())).device.type == "cpu"
+    # On a GPU a look at the numbers waits for the device: there only where they are logged, or may be skipped.
+    look_always = on_cpu or settings.skip_nonfinite > 0
+    if not on_cpu:
         probe_memory(job, plan)
     progress.start("train", len(plan), "steps", done=first)
     for step in range(first, len(plan)):
         rate = learning_rate(step, len(plan), settings)
-        for player in players:
-            for group in player.optimizer.param_groups:
-                group["lr"] = rate * player.scale
+        _set_rate(players, rate)
         share = share_of(plan, step, team)
         totals = accumulate(step, share)
         for player in players:
@@ -200,24 +180,51 @@ def take_steps(
         norms = [clip(player.named.values(), settings.max_grad_norm) for player in players]
         done = step + 1
         stopping = any_rank(team, stop())
-        save = done < len(plan) and (stopping or done % settings.checkpoint_every == 0)
+        saving = done < len(plan) and (stopping or done % settings.checkpoint_every == 0)
         log = done == len(plan) or done % settings.log_every == 0
-        if log or save:
+        good = True
+        if log or saving or look_always:
             row = _log(totals.over(team), norms[0], done, settings.epochs * done / len(plan), rate, len(share.rows))
-            _require_finite(row, norms, named, job.state_folder)
-            if log:
-                curve.append(row)
-                job.on_step(row)
-        for player in players:
-            player.optimizer.step()
-            player.optimizer.zero_grad(set_to_none=True)
+            good = safety.finite(row, norms)
+            if not good:
+                what = safety.describe(row, named, norms, _bad_pairs(job, share, totals))
+                safety.skip(job, carried.notes, what, progress)
+            _keep(job, curve, row, log and good)
+        _step(players, good)
         progress.advance(1, f"loss {curve[-1].loss:.4f}" if curve else "")
-        if save:
-            _save(job, done, players, carried, curve)
+        if saving:
+            save(job, done, players, carried, curve)
         if stopping and done < len(plan):
             raise Interrupted(f"training: stopped after step {done} of {len(plan)}; its state is on disk")
     progress.finish()
+    safety.look_at_the_end(job, named, carried.notes, curve, len(plan))
     return curve
+
+
+def _keep(job: Job, curve: list[StepLog], row: StepLog, log: bool) -> None:
+    if log:
+        curve.append(row)
+        job.on_step(row)
+
+
+def _set_rate(players: Sequence[Player], rate: float) -> None:
+    for player in players:
+        for group in player.optimizer.param_groups:
+            group["lr"] = rate * player.scale
+
+
+def _step(players: Sequence[Player], move: bool) -> None:
+    for player in players:
+        if move:
+            player.optimizer.step()
+        player.optimizer.zero_grad(set_to_none=True)
+
+
+def _bad_pairs(job: Job, microbatches: Sequence[Sequence[int]], totals: Totals) -> list[str]:
+    """Return the ids of the pairs whose loss is not finite, where a trainer counts rows in the order of the plan."""
+    rows = [i for microbatch in microbatches for i in microbatch]
+    bad = torch.cat(totals.bad).tolist() if totals.bad else []
+    return [job.pairs[i].pair_id for i, wrong in zip(rows, bad, strict=True) if wrong] if len(rows) == len(bad) else []
 
 
 def plan_of(job: Job) -> Plan:
@@ -302,33 +309,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
 
-def _save(job: Job, done: int, players: Sequence[Player], carried: Carried, curve: Sequence[StepLog]) -> None:
-    weights = dict(carried.tensors)
-    moments: dict[str, Tensor] = {}
-    for player in players:
-        names: dict[Tensor, str] = {p: name for name, p in player.named.items()}
-        weights |= {name: p.detach() for name, p in player.named.items()}
-        moments |= optimizer_moments(player.optimizer, names)
-    save_state(job.state_folder, TrainingState(done, weights, moments, curve, carried.notes), job.team)
-
-
-def _resume(job: Job, players: Sequence[Player], carried: Carried, curve: list[StepLog]) -> int:
-    named = {name: p for player in players for name, p in player.named.items()}
-    # The main rank sets damaged states aside; then all read the one that it found.
-    found = job.team.tell(newest_state(job.state_folder) if job.team.main else None)
-    if found is None:
-        return 0
-    state = read_state(job.state_folder, found, next(iter(named.values())).device, rows_held(named))
-    with torch.no_grad():
-        for name, tensor in (carried.tensors | named).items():
-            local(tensor).copy_(state.weights[name])
-    carried.notes.update(state.notes)
-    for player in players:
-        restore_moments(player.optimizer, {p: name for name, p in player.named.items()}, state.moments)
-    curve.extend(state.steps)
-    return state.step
-
-
 def _accumulate(job: Job, microbatches: Sequence[Sequence[int]], check_start: bool) -> Totals:
     """Add up the gradient of the mean over the step's pairs, microbatch by microbatch."""
     device = next(job.model.parameters()).device
@@ -382,13 +362,3 @@ def _log(totals: Totals, norm: Tensor, step: int, epoch: float, rate: float, siz
     common = {name: value for name, value in means.items() if not name.startswith(EXTRA)}
     extra = tuple(NamedValue(n.removeprefix(EXTRA), v) for n, v in means.items() if n.startswith(EXTRA))
     return StepLog(step=step, epoch=epoch, grad_norm=float(norm), learning_rate=rate, **common, extra=extra)
-
-
-def _require_finite(row: StepLog, norms: Sequence[Tensor], named: dict[str, nn.Parameter], states: Path) -> None:
-    if math.isfinite(row.loss) and all(math.isfinite(float(norm)) for norm in norms):
-        return
-    bad = next((n for n, p in named.items() if p.grad is not None and not bool(local(p.grad).isfinite().all())), "none")
-    raise TrainingDiverged(
-        f"step {row.step}: loss {row.loss}, gradient norm {row.grad_norm}, first bad gradient: {bad}. The policy on "
-        f"disk is the last good one (states in {states}). Lower train.learning_rate, or set train.max_grad_norm"
-    )
