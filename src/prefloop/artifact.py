@@ -10,6 +10,7 @@ A folder of another key is refused, naming the settings that differ, unless the 
 Every file is written under a temporary name, flushed to disk, and renamed; the folder entry is flushed too.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from prefloop.columns import count_rows, read_rows, write_rows
-from prefloop.errors import CorruptArtifact, RunLocked, StaleArtifact
+from prefloop.errors import ConfigError, CorruptArtifact, RunLocked, StaleArtifact
 from prefloop.rows import digest_of
 
 R = TypeVar("R")
@@ -31,6 +32,12 @@ R = TypeVar("R")
 KEY = "key.json"
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"
+_OF_KEY: dict[str, tuple[type, ...]] = {"stage": (str,), "settings": (dict,), "inputs": (dict,), "format": (int,)}
+_OF_MANIFEST: dict[str, tuple[type, ...]] = {
+    **{"key": (str,), "digest": (str,), "rows": (int,), "files": (dict,), "facts": (dict,)},
+    "seconds": (float, int, type(None)),
+}
+_RENAME = "rename its folder and rerun to make it again"
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class Artifact(Generic[R]):
         """
         expected = self.manifest["files"][name]
         path = self.path / name
+        _refuse_link(path, self.path)
         if not path.is_file():
             raise CorruptArtifact(f"{path}: listed in {MANIFEST} but missing; rerun with --redo to make it again")
         if path.stat().st_size != expected["bytes"] or file_digest(path) != expected["sha256"]:
@@ -144,6 +152,7 @@ class Building(Generic[R]):
         """Yield the rows of the parts written so far, in order."""
         assert self.record is not None
         for path in sorted(self.path.glob("part-*.parquet")):
+            _refuse_link(path, self.path)
             yield list(read_rows(path, self.record))
 
     def write_part(self, index: int, rows: Iterable[R]) -> None:
@@ -194,7 +203,7 @@ def open_artifact(path: Path, key: Key, record: type[R] | None, replace: bool = 
         set_aside(path, "replaced")
         found = None
     if (path / MANIFEST).exists():
-        return Artifact(path, record, read_json(path / MANIFEST))
+        return Artifact(path, record, read_manifest(path))
     path.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     if found is None:
@@ -204,7 +213,40 @@ def open_artifact(path: Path, key: Key, record: type[R] | None, replace: bool = 
 
 def load_artifact(path: Path, record: type[R] | None) -> Artifact[R] | None:
     """Return the finished artifact in `path`, whatever its key; `None` if there is none."""
-    return Artifact(path, record, read_json(path / MANIFEST)) if (path / MANIFEST).exists() else None
+    return Artifact(path, record, read_manifest(path)) if (path / MANIFEST).exists() else None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of the artifact in `path`, once all that is read of it is what it should be.
+
+    Raises:
+        CorruptArtifact: it is no JSON, a field is missing or something else, or a file name leads out of the folder.
+
+    """
+    manifest = _checked(path / MANIFEST, read_json(path / MANIFEST), (*_OF_KEY, *_OF_MANIFEST))
+    for name, entry in manifest["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise CorruptArtifact(f"{path / MANIFEST}: files: {name[:99]!r} is no name inside the folder; {_RENAME}")
+        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
+            raise CorruptArtifact(f"{path / MANIFEST}: files: {name[:100]!r} has no bytes and sha256; {_RENAME}")
+    return manifest
+
+
+def _checked(path: Path, value: Any, names: Iterable[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CorruptArtifact(f"{path}: must hold an object, got {type(value).__name__}; {_RENAME}")
+    for name in names:
+        kinds = (_OF_KEY | _OF_MANIFEST)[name]
+        if name not in value or type(value[name]) not in kinds:
+            found = repr(value[name])[:60] if name in value else "nothing"
+            raise CorruptArtifact(f"{path}: {name} must be {kinds[0].__name__}, got {found}; {_RENAME}")
+    return value
+
+
+def _refuse_link(path: Path, folder: Path) -> None:
+    """Refuse a file that is a link to somewhere else: its bytes are not the run's."""
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise CorruptArtifact(f"{path}: a link out of its folder; put the file itself there, or rerun with --redo")
 
 
 def set_aside(path: Path, reason: str) -> Path:
@@ -260,10 +302,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptArtifact(
-            f"{path}: not valid JSON ({error}); rename its folder and rerun to make it again"
-        ) from error
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise CorruptArtifact(f"{path}: not valid JSON ({error}); {_RENAME}") from error
 
 
 def file_digest(path: Path) -> str:
@@ -300,7 +340,7 @@ def locked(root: Path) -> Iterator[None]:
 
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a+") as file:
+    with open(root / ".lock", "a+", opener=_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -313,6 +353,16 @@ def locked(root: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}\n")
         file.flush()
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but none that a link names: a lock is written to, and a link may lead to any file of the user's."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(f"{path}: is a link, and no run of prefloop makes one; remove it") from error
 
 
 def _is_private(relative: Path) -> bool:
@@ -333,9 +383,11 @@ def _remove_leftovers(path: Path) -> None:
 
 def _read_key(path: Path) -> Any | None:
     if (path / MANIFEST).exists():
-        manifest = read_json(path / MANIFEST)
-        return {name: manifest[name] for name in ("stage", "settings", "inputs", "format")}
-    return read_json(path / KEY) if (path / KEY).exists() else None
+        manifest = read_manifest(path)
+        return {name: manifest[name] for name in _OF_KEY}
+    if not (path / KEY).exists():
+        return None
+    return _checked(path / KEY, read_json(path / KEY), _OF_KEY)
 
 
 def _jsonable(value: Any) -> Any:

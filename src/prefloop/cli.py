@@ -193,11 +193,10 @@ def init(
 @app.command()
 def show(run_folder: RunFolder) -> None:
     """Print what a run has found so far."""
-    from prefloop.artifact import read_json
-    from prefloop.ledger import SUMMARY
+    from prefloop.evaluate.summary import read_summary
 
     _require_run(run_folder)
-    _show(run_folder, read_json(run_folder / SUMMARY))
+    _show(run_folder, read_summary(run_folder))
 
 
 @app.command()

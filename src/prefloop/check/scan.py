@@ -9,7 +9,7 @@ from typing import Any
 from prefloop.errors import DataError
 from prefloop.prompt_inputs import embedded_prompts
 from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
-from prefloop.prompts.dataset import read_rows
+from prefloop.prompts.dataset import messages_and_gold, read_rows
 from prefloop.recipe import PromptSettings
 from prefloop.rows import Candidate
 
@@ -59,7 +59,7 @@ def scan(settings: PromptSettings) -> Scan:
                 different.append(f"{place}: {_said(row['chosen'])} against {_said(row['rejected'])}")
                 continue
             try:
-                rows.append(_row(place, row, settings.column))
+                rows.append(_row(place, row, settings))
             except DataError as error:
                 unreadable.append(str(error))
     except DataError as error:  # the file itself: nothing after it can be read
@@ -67,12 +67,11 @@ def scan(settings: PromptSettings) -> Scan:
     return Scan(tuple(rows), tuple(unreadable), tuple(different), seen == MOST_ROWS)
 
 
-def _row(place: str, row: Mapping[str, Any], column: str) -> Row:
+def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
+    column = settings.column
     row = with_explicit_prompt(place, row, column)
-    name = "messages" if column == "prompt" and "prompt" not in row else column
-    value = row.get(name)
-    if value is None:
-        raise DataError(f"{place}: no {name!r} (columns: {', '.join(map(str, row)) or 'none'})")
+    messages_and_gold(place, row, column, settings.gold)
+    value = row["messages" if column == "prompt" and "prompt" not in row else column]
     if isinstance(value, list) and column != "prompt" and value and _role(value[-1]) == "assistant":
         value = value[:-1]
     return Row(place, json.dumps(value, sort_keys=True), _said(value), candidates(place, row), is_labelled(row))

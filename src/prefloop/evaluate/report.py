@@ -13,20 +13,18 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prefloop.artifact import Artifact, load_artifact, read_json, write_text
+from prefloop.artifact import Artifact, load_artifact, write_text
 from prefloop.errors import DataError
 from prefloop.evaluate.displacement_charts import displacement_charts
 from prefloop.evaluate.report_charts import histograms, round_charts, step_charts
 from prefloop.evaluate.report_examples import NOTE, TEXT, clip, few_pairs, samples
 from prefloop.evaluate.report_origins import origin_table
-from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
+from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, read_summary, verdict
 from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
 
 R = TypeVar("R")
 
 REPORT = "report.html"
-
-_NEEDED = ("prefloop", "name", "recipe", "seed", "state", "policy_start", "policy_best", "rounds")
 
 # What one page shows at most.
 _LISTED = 40  # rounds below each other
@@ -78,13 +76,7 @@ def write_report(root: Path) -> Path:
     """
     if not (root / "summary.json").is_file():
         raise DataError(f"{root}: no summary.json here; give the folder of a run that has been started")
-    summary = read_json(root / "summary.json")
-    missing = [name for name in _NEEDED if name not in summary]
-    if missing:
-        raise DataError(
-            f"{root / 'summary.json'}: lacks {', '.join(missing)} (docs/artifacts.md lists the fields); "
-            "repeat `prefloop run` to write it again"
-        )
+    summary = read_summary(root)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,0 +1,1 @@
+"""What prefloop withstands: hostile input (`fuzz`)."""
