@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -42,11 +43,13 @@ RECIPES = (
     "judge: {kind: lexicon}\nsampler: {kind: hf, completions: 4, temperature: 0.7, top_p: 0.95, max_new_tokens: 64}\n"
     "loss: {kind: dpo, beta: 0.1}\ntrain:\n  learning_rate: 1.0e-4\n  epochs: 1\n  pairs_per_step: 8\n"
     "per_round: {loss.beta: [0.1, 0.2]}\n",
-    "recipe: spin\nprompts: {path: x.jsonl, column: question, holdout: 0.3, limit: 50}\npolicy: {path: m, revision: v1}\n"
+    "recipe: spin\nprompts: {path: x.jsonl, column: question, holdout: 0.3, limit: 50}\n"
+    "policy: {path: m, revision: v1}\n"
     "judge:\n  kind: llm\n  model: judge-model\n  base_url: http://127.0.0.1:8000/v1\nround_exit: merge_reinit\n",
     "recipe: kto\npreset: ''\nbase: &b {kind: hf}\nsampler: *b\nevaluate: {prompts: 32, completions: 1}\nthreads: 2\n",
     "recipe: tso\njudge: ./judge.py:Mine\npair_builder: {kind: corrected, of: ranked, corrections: null}\n"
-    "train: {lora: {rank: 4, alpha: 8}}\nreference: initial\nstart_from: best\ncombine: {rule: given, coefficients: [1, 0]}\n",
+    "train: {lora: {rank: 4, alpha: 8}}\nreference: initial\nstart_from: best\n"
+    "combine: {rule: given, coefficients: [1, 0]}\n",
 )
 OVERRIDES = (
     *("train.learning_rate=1e-4", "name=mine", "rounds=3", "judge.kind=lexicon", "policy=embedded"),
@@ -199,13 +202,10 @@ def giant_text() -> Iterator[bytes]:
 def bombs_yaml() -> Iterator[bytes]:
     """Yield YAML that grows without bound where aliases are expanded, that contains itself, or nests deeply."""
     names = "abcdefghijklmnopqrst"
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip(names, names[1:], strict=False)
-    )
+    bomb = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise(names))
     yield bomb.encode()
     maps = "a: &a {k: x}\n" + "".join(
-        f"{new}: &{new} {{{', '.join(f'{i}: *{old}' for i in range(9))}}}\n"
-        for old, new in zip(names, names[1:], strict=False)
+        f"{new}: &{new} {{{', '.join(f'{i}: *{old}' for i in range(9))}}}\n" for old, new in pairwise(names)
     )
     yield maps.encode()
     yield b"recipe: iterative_dpo\nper_round: &a {x: [*a]}\n"

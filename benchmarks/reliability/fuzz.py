@@ -26,15 +26,17 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
+from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.reliability.mutate import mutated
 from benchmarks.reliability.readers import READ, Reader, readers
 from prefloop.errors import PrefloopError
 
+console = Console(soft_wrap=True, highlight=False, markup=False)
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 30
-"""Seconds that one input may take."""
+"""Seconds of CPU time that one input may take, so that a busy machine changes no count."""
 MEMORY = 8 * 2**30
 """Bytes of address space that a reader's process may take; the libraries alone map about three gigabytes."""
 LONGEST_MESSAGE = 4_000
@@ -70,14 +72,14 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def limit() -> Iterator[None]:
-    """Raise `TooSlow` where the block takes longer than `LONGEST` seconds."""
-    before = signal.signal(signal.SIGALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    """Raise `TooSlow` where the block takes more than `LONGEST` seconds of CPU time."""
+    before = signal.signal(signal.SIGPROF, _too_slow)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def unclear(reader: Reader, why: str) -> str:
@@ -186,7 +188,7 @@ def _count_of(reader: Reader, inputs: int, seed: int, out: Path) -> Count:
 def shares(found: list[Reader], inputs: int) -> dict[str, int]:
     """Return how many inputs each reader gets: those of slow readers count for several."""
     whole = sum(1 / reader.cost for reader in found)
-    return {reader.name: -(-inputs // 1) if not whole else round(inputs / reader.cost / whole) + 1 for reader in found}
+    return {reader.name: round(inputs / reader.cost / whole) + 1 for reader in found}
 
 
 def main(arguments: list[str]) -> int:
@@ -207,7 +209,7 @@ def main(arguments: list[str]) -> int:
         counts = []
         for reader in found:
             counts.append(_count_of(reader, each[reader.name], asked.seed, Path(scratch, "count.json")))
-            print(_line(counts[-1]), flush=True)
+            console.print(_line(counts[-1]))
     record = {
         "command": f"python -m benchmarks.reliability.fuzz --inputs {asked.inputs} --seed {asked.seed}",
         "date": datetime.now(UTC).date().isoformat(),
@@ -220,7 +222,7 @@ def main(arguments: list[str]) -> int:
     bad = sum(c.crashed + c.unclear for c in counts)
     if not asked.reader or asked.out is not None:
         write(record, asked.out or ROOT / "docs")
-    print(f"{record['inputs']} inputs, {record['seconds']} s, {bad} crashed or unclear")
+    console.print(f"{record['inputs']} inputs, {record['seconds']} s, {bad} crashed or unclear")
     return int(bad > 0)
 
 

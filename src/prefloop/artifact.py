@@ -32,6 +32,8 @@ R = TypeVar("R")
 KEY = "key.json"
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"
+LARGEST = 2**63
+"""No artifact has so many rows, and none took so many seconds."""
 _OF_KEY: dict[str, tuple[type, ...]] = {"stage": (str,), "settings": (dict,), "inputs": (dict,), "format": (int,)}
 _OF_MANIFEST: dict[str, tuple[type, ...]] = {
     **{"key": (str,), "digest": (str,), "rows": (int,), "files": (dict,), "facts": (dict,)},
@@ -224,6 +226,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     """
     manifest = _checked(path / MANIFEST, read_json(path / MANIFEST), (*_OF_KEY, *_OF_MANIFEST))
+    for name in ("rows", "seconds"):
+        if not 0 <= (manifest[name] or 0) < LARGEST:
+            raise CorruptArtifact(
+                f"{path / MANIFEST}: {name} must be a count, got {str(manifest[name])[:40]}; {_RENAME}"
+            )
     for name, entry in manifest["files"].items():
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise CorruptArtifact(f"{path / MANIFEST}: files: {name[:99]!r} is no name inside the folder; {_RENAME}")

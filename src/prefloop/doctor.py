@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prefloop.artifact import KEY, MANIFEST, TEMPORARY, Artifact, Key, read_json
+from prefloop.artifact import KEY, MANIFEST, TEMPORARY, Artifact, Key, read_json, read_manifest
 from prefloop.errors import CorruptArtifact
 from prefloop.ledger import SUMMARY
 from prefloop.rows import digest_of
@@ -66,7 +66,7 @@ def _artifact(folder: Path, name: str, digests: dict[Path, str]) -> Diagnosis:
     if not (folder / MANIFEST).exists():
         return _unfinished(folder, name, leftovers)
     try:
-        artifact: Artifact[Any] = Artifact(folder, None, read_json(folder / MANIFEST))
+        artifact: Artifact[Any] = Artifact(folder, None, read_manifest(folder))
         problems = [*_manifest_problems(artifact), *_file_problems(artifact)]
     except CorruptArtifact as error:
         return Diagnosis(name, "damaged", (str(error),))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -438,12 +438,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _known(place: Sequence[str]) -> list[str]:
-    model: Any = Recipe
+    model: type[BaseModel] = Recipe
     for name in place:
-        annotation = model.model_fields[name].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        field = model.model_fields.get(name)
+        model = (_model_in(field.annotation) if field else None) or model
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings class that a type hint holds, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def dump_yaml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:

@@ -195,6 +195,8 @@ def _lines(file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(longest + 1), b""), 1):
+                if line.isspace():
+                    continue
                 place = f"{file}:{number}"
                 if len(line) > longest:
                     raise DataError(f"{place}: longer than {longest} bytes, more than any model reads; shorten it")
