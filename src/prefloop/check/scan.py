@@ -9,9 +9,9 @@ from typing import Any
 from prefloop.errors import DataError
 from prefloop.prompt_inputs import embedded_prompts
 from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
-from prefloop.prompts.dataset import messages_and_gold, read_rows
+from prefloop.prompts.dataset import PromptSet, messages_and_gold, read_rows, side_of
 from prefloop.recipe import PromptSettings
-from prefloop.rows import Candidate
+from prefloop.rows import Candidate, Prompt, prompt_id
 
 MOST_ROWS = 200_000
 """Rows that are looked at; of a larger source, the first."""
@@ -19,13 +19,14 @@ MOST_ROWS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that holds a prompt. `key` tells prompts apart; `prompt` is the text that a person reads."""
+    """A row that can be read. `key` tells prompts apart; `prompt` is its text as a person reads it."""
 
     place: str
     key: str
     prompt: str
     candidates: tuple[Candidate, ...]
-    labelled: bool = False
+    labelled: bool
+    asked: Prompt
 
     @property
     def rated(self) -> tuple[Candidate, ...]:
@@ -42,6 +43,14 @@ class Scan:
     unreadable: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
     cut: bool = False
+
+    @property
+    def readable(self) -> PromptSet:
+        """The prompts of the rows that can be read, the first of each, where others stop the reader."""
+        first: dict[str, Prompt] = {}
+        for row in self.rows:
+            first.setdefault(row.asked.prompt_id, row.asked)
+        return PromptSet(tuple(first.values()))
 
 
 def scan(settings: PromptSettings) -> Scan:
@@ -70,11 +79,13 @@ def scan(settings: PromptSettings) -> Scan:
 def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
     column = settings.column
     row = with_explicit_prompt(place, row, column)
-    messages_and_gold(place, row, column, settings.gold)
+    messages, gold = messages_and_gold(place, row, column, settings.gold)
+    identity, found = prompt_id(messages), candidates(place, row)
+    asked = Prompt(identity, messages, gold, side_of(identity, settings.holdout), place, candidates=found)
     value = row["messages" if column == "prompt" and "prompt" not in row else column]
     if isinstance(value, list) and column != "prompt" and value and _role(value[-1]) == "assistant":
         value = value[:-1]
-    return Row(place, json.dumps(value, sort_keys=True), _said(value), candidates(place, row), is_labelled(row))
+    return Row(place, json.dumps(value, sort_keys=True), _said(value), found, is_labelled(row), asked)
 
 
 def _two_prompts(row: Mapping[str, Any], column: str) -> bool:

@@ -115,15 +115,21 @@ def read_prompts(
         if identity in kept:
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
-        side = HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
         origin = clean(place, "source", row["source"]) if isinstance(row.get("source"), str) else None
         found = candidates(place, row)
-        kept[identity] = Prompt(identity, messages, answer, side, place, candidates=found, origin=origin)
+        kept[identity] = Prompt(
+            identity, messages, answer, side_of(identity, holdout), place, candidates=found, origin=origin
+        )
     if not kept:
         raise DataError(f"{path}: holds no prompts; add at least one row")
     if gold is not None and not gold_column_seen:
         raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
     return PromptSet(tuple(kept.values()), _describe(repeats))
+
+
+def side_of(identity: str, holdout: float) -> str:
+    """Return whether the prompt with this id is held out: the id, as a fraction of 2^64, is below `holdout`."""
+    return HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
 
 
 def _with_more(prompt: Prompt, found: tuple[Candidate, ...], answer: str | None) -> Prompt:
