@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -19,6 +20,15 @@ HEAD = """\
 # Made by `make lock`: what `pip install -e '.[dev]'` takes, with the hashes of the files.
 # To install exactly this: pip install --require-hashes -r requirements.lock && pip install --no-deps -e .
 """
+
+
+def others(text: str) -> Iterator[str]:
+    """Yield the lines of every package but prefloop, which its own extras name."""
+    own = False
+    for line in text.splitlines(keepends=True):
+        own = line.startswith("prefloop") or (own and line.startswith(" "))
+        if not own:
+            yield line
 
 
 def main() -> None:
@@ -37,9 +47,10 @@ def main() -> None:
         done = subprocess.run([str(part) for part in command], cwd=folder, check=False)
         if done.returncode:
             sys.exit("lock: pip-compile failed, see above; requirements.lock is as it was")
-        text = out.read_text(encoding="utf-8")
+        text = "".join(others(out.read_text(encoding="utf-8")))
     if "://" in text:
-        sys.exit("lock: the result names an address, so it was not kept")
+        named = next(line for line in text.splitlines() if "://" in line)
+        sys.exit(f"lock: the result names an address, so it was not kept: {named.partition('://')[0][:60]}…")
     LOCK.write_text(HEAD + text, encoding="utf-8")
     print(f"{LOCK.name}: {text.count(chr(10) + '    --hash')} hashes")
 

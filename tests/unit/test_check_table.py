@@ -28,6 +28,7 @@ IN_DATA = {
     "chosen and rejected under different prompts": "different_prompts",
     "the same text on both sides": "identical_pairs",
     "nothing on one side": "empty_completions",
+    "one side missing": "half_pairs",
     "a pair that stands there twice": "duplicate_pairs",
     "a pair that says the opposite of another": "contradictory_pairs",
     "a prompt in several rows": "duplicate_prompts",
@@ -77,6 +78,7 @@ def bad_rows():
     """A clean data set with every fault of `IN_DATA` and `IN_TOKENS` put in that a row can hold."""
     rows = clean_rows()
     rows += [{"prompt": f"same {i}", "chosen": " alike", "rejected": " alike"} for i in range(3)]
+    rows += [{"prompt": "half", "chosen": " whole", "rejected": None}]
     rows += [{"prompt": "hollow", "chosen": "", "rejected": " full of words"}]
     rows += [{"prompt": "Story 1 begins", "chosen": " well and ends 1 glad", "rejected": " badly, all 1 of it sad"}]
     rows += [{"prompt": "Story 2 begins", "chosen": " badly, all 2 of it sad", "rejected": " well and ends 2 glad"}]

@@ -9,7 +9,7 @@ from typing import Any
 from prefloop.errors import DataError
 from prefloop.prompt_inputs import embedded_prompts
 from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
-from prefloop.prompts.dataset import PromptSet, messages_and_gold, read_rows, side_of
+from prefloop.prompts.dataset import PromptSet, messages_and_gold, origin_of, read_rows, side_of
 from prefloop.recipe import PromptSettings
 from prefloop.rows import Candidate, Prompt, prompt_id
 
@@ -37,12 +37,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A source's rows. `unreadable` says why rows cannot be used, `different` where the two sides' prompts differ."""
+    """A source's rows. `unreadable` says why rows cannot be used, `different` where the two sides' prompts differ,
+    `half` where only one side is given."""
 
     rows: tuple[Row, ...]
     unreadable: tuple[str, ...] = ()
     different: tuple[str, ...] = ()
     cut: bool = False
+    half: tuple[str, ...] = ()
 
     @property
     def readable(self) -> PromptSet:
@@ -58,6 +60,7 @@ def scan(settings: PromptSettings) -> Scan:
     rows: list[Row] = []
     unreadable: list[str] = []
     different: list[str] = []
+    half: list[str] = []
     source = read_rows(str(embedded_prompts(settings.path) or settings.path), settings.split)
     limit = min(settings.limit or MOST_ROWS, MOST_ROWS)
     seen = 0
@@ -67,13 +70,15 @@ def scan(settings: PromptSettings) -> Scan:
             if _two_prompts(row, settings.column):
                 different.append(f"{place}: {_said(row['chosen'])} against {_said(row['rejected'])}")
                 continue
+            if "rejected" in row and (row["rejected"] is None) != (row.get("chosen") is None):
+                half.append(f"{place}: no {'rejected' if row['rejected'] is None else 'chosen'} completion")
             try:
                 rows.append(_row(place, row, settings))
             except DataError as error:
                 unreadable.append(str(error))
     except DataError as error:  # the file itself: nothing after it can be read
         unreadable.append(str(error))
-    return Scan(tuple(rows), tuple(unreadable), tuple(different), seen == MOST_ROWS)
+    return Scan(tuple(rows), tuple(unreadable), tuple(different), seen == MOST_ROWS, tuple(half))
 
 
 def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
@@ -81,11 +86,12 @@ def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
     row = with_explicit_prompt(place, row, column)
     messages, gold = messages_and_gold(place, row, column, settings.gold)
     identity, found = prompt_id(messages), candidates(place, row)
-    asked = Prompt(identity, messages, gold, side_of(identity, settings.holdout), place, candidates=found)
+    side, origin = side_of(identity, settings.holdout), origin_of(place, row)
+    asked = Prompt(identity, messages, gold, side, place, candidates=found, origin=origin)
     value = row["messages" if column == "prompt" and "prompt" not in row else column]
     if isinstance(value, list) and column != "prompt" and value and _role(value[-1]) == "assistant":
         value = value[:-1]
-    return Row(place, json.dumps(value, sort_keys=True), _said(value), found, is_labelled(row), asked)
+    return Row(place, json.dumps(value, sort_keys=True, default=str), _said(value), found, is_labelled(row), asked)
 
 
 def _two_prompts(row: Mapping[str, Any], column: str) -> bool:

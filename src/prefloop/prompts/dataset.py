@@ -115,7 +115,7 @@ def read_prompts(
         if identity in kept:
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
-        origin = clean(place, "source", row["source"]) if isinstance(row.get("source"), str) else None
+        origin = origin_of(place, row)
         found = candidates(place, row)
         kept[identity] = Prompt(
             identity, messages, answer, side_of(identity, holdout), place, candidates=found, origin=origin
@@ -125,6 +125,16 @@ def read_prompts(
     if gold is not None and not gold_column_seen:
         raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
     return PromptSet(tuple(kept.values()), _describe(repeats))
+
+
+def origin_of(place: str, row: Mapping[str, Any]) -> str | None:
+    """Return the name of the data set that a row says it comes from.
+
+    Raises:
+        DataError: it cannot be stored.
+
+    """
+    return clean(place, "source", row["source"]) if isinstance(row.get("source"), str) else None
 
 
 def side_of(identity: str, holdout: float) -> str:
