@@ -23,11 +23,11 @@ HEAD = """\
 
 
 def others(text: str) -> Iterator[str]:
-    """Yield the lines of every package but prefloop, which its own extras name."""
+    """Yield the lines of every package but prefloop, which its own extras name, without remarks."""
     own = False
     for line in text.splitlines(keepends=True):
         own = line.startswith("prefloop") or (own and line.startswith(" "))
-        if not own:
+        if not own and not line.startswith("#"):
             yield line
 
 

@@ -235,11 +235,21 @@ def bombs_parquet() -> Iterator[bytes]:
     """Yield small Parquet files that unpack to gigabytes, by compression and by one value that many rows share."""
     for compression in ("zstd", "snappy", "gzip"):
         yield parquet_bytes([{"prompt": "x" * 2_000_000, "n": i} for i in range(150)], compression=compression)
-    table = pa.table({"prompt": pa.DictionaryArray.from_arrays(pa.array([0] * 200_000), pa.array(["y" * 1_000_000]))})
+    yield shared_value(1_000_000, 200_000)
+    yield repeated_item(1_000_000, 300)
+
+
+def shared_value(length: int, rows: int) -> bytes:
+    """Return a Parquet file whose rows all hold the same text, which is stored once."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows), pa.array(["y" * length]))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
-    yield sink.getvalue()
-    nested = pa.array([["z" * 1_000_000] * 300], pa.list_(pa.string()))
+    pq.write_table(pa.table({"prompt": column}), sink, compression="zstd", store_schema=False)
+    return sink.getvalue()
+
+
+def repeated_item(length: int, times: int) -> bytes:
+    """Return a Parquet file of one row with a list that holds the same text many times."""
+    nested = pa.array([["z" * length] * times], pa.list_(pa.string()))
     sink = io.BytesIO()
     pq.write_table(pa.table({"prompt": ["p"], "completions": nested}), sink, compression="zstd")
-    yield sink.getvalue()
+    return sink.getvalue()

@@ -78,14 +78,16 @@ def test_a_line_above_the_limit_is_refused(tmp_path, monkeypatch):
         read_prompts(str(path))
 
 
-def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    *_, shared, nested = corpus.bombs_parquet()
+def test_a_file_of_kilobytes_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefloop.columns.UNPACKED", 2**22)
     path = tmp_path / "p.parquet"
-    for bomb in (shared, nested):
+    for bomb in (corpus.shared_value(20_000, 200_000), corpus.repeated_item(20_000, 1_000)):
+        assert len(bomb) < 100_000
         path.write_bytes(bomb)
-        assert len(bomb) < 1_000_000
         with pytest.raises(DataError, match=r"p\.parquet: .*unpacks to more than 100 times its size"):
             read_prompts(str(path))
+    path.write_bytes(corpus.shared_value(20_000, 100))
+    assert len(read_prompts(str(path), holdout=0.5).prompts) == 1
 
 
 @pytest.mark.parametrize(("place", "bomb"), list(enumerate(corpus.bombs_yaml())))
