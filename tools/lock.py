@@ -18,6 +18,7 @@ HOME = ROOT / "build" / "lock"
 LOCK = ROOT / "requirements.lock"
 HEAD = """\
 # Made by `make lock`: what `pip install -e '.[dev]'` takes, with the hashes of the files.
+# torch is the CPU build that the Makefile takes; on a CUDA machine install another torch first and leave its line out.
 # To install exactly this: pip install --require-hashes -r requirements.lock && pip install --no-deps -e .
 """
 

@@ -36,7 +36,7 @@ from prefloop.errors import PrefloopError
 
 console = Console(soft_wrap=True, highlight=False, markup=False)
 ROOT = Path(__file__).resolve().parents[2]
-LONGEST = 30
+LONGEST = 60
 """Seconds of CPU time that one input may take, so that a busy machine changes no count."""
 MEMORY = 8 * 2**30
 """Bytes of address space that a reader's process may take; the libraries alone map about three gigabytes."""

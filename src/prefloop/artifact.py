@@ -232,7 +232,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"{path / MANIFEST}: {name} must be a count, got {str(manifest[name])[:40]}; {_RENAME}"
             )
     for name, entry in manifest["files"].items():
-        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name or len(name) > 200:
             raise CorruptArtifact(f"{path / MANIFEST}: files: {name[:99]!r} is no name inside the folder; {_RENAME}")
         if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
             raise CorruptArtifact(f"{path / MANIFEST}: files: {name[:100]!r} has no bytes and sha256; {_RENAME}")

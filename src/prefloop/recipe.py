@@ -34,6 +34,22 @@ def _folder_name(value: str) -> str:
     return value
 
 
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file, on every common file system."""
+LONGEST_PATH = 4000
+"""Characters of the longest path; the usual limit of a system is 4096 bytes."""
+
+
+def _path(value: str) -> str:
+    longest = max([0, *(len(part.encode("utf-8", "surrogatepass")) for part in Path(value).parts)])
+    if len(value) > LONGEST_PATH or longest > LONGEST_NAME:
+        raise ValueError(f"no file has so long a name ({len(value)} characters)")
+    return value
+
+
+NameOrPath = Annotated[str, AfterValidator(_path)]
+
+
 def _named(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -46,7 +62,7 @@ class Spec(BaseModel):
     """A component: `kind` is its file's name in its folder, or `./my_file.py:Name`; the rest are its fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str
+    kind: NameOrPath
 
     def settings(self) -> dict[str, Any]:
         """Return the component's own fields."""
@@ -59,7 +75,7 @@ Component = Annotated[Spec, BeforeValidator(_kinded)]
 class PolicySettings(_Settings):
     """The model to improve."""
 
-    path: str
+    path: NameOrPath
     """A `save_pretrained` folder, a hub id, or a model that prefloop ships: `embedded`, which writes stories, or
     `embedded-sums`, which does sums step by step."""
     revision: str | None = None
@@ -69,7 +85,7 @@ class PolicySettings(_Settings):
 class PromptSettings(_Settings):
     """Where prompts come from."""
 
-    path: str
+    path: NameOrPath
     """A .jsonl, .parquet or .txt file, a folder of Parquet parts or of `save_to_disk`, a hub data set; or what prefloop
     ships: `embedded`, openings of stories, `embedded-preferences`, pairs of continuations, `embedded-sums`, sums."""
     column: str = "prompt"

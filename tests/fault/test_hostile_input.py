@@ -15,6 +15,7 @@ from prefloop.launch import read_recipe
 from prefloop.prompts.dataset import read_prompts
 from prefloop.recipe import read_override, read_yaml
 from prefloop.rows import VERBATIM, Message, Prompt
+from prefloop.sample import _server_wire
 from tiny import write_jsonl
 
 NAMES = (
@@ -179,3 +180,33 @@ def test_messages_hold_nothing_that_a_terminal_obeys():
         assert text == r"a\x1b]0;title\x07b\ud800\u202egnp.exe\x9b2J\r"
     assert len(str(DataError("x" * 10**7))) < 4000
     assert str(DataError("näïve – text\n\twith lines 🐍")) == "näïve – text\n\twith lines 🐍"
+
+
+# What `make fuzz` found
+
+
+@pytest.mark.parametrize(
+    "text", ["judge.kind=" + "a" * 5000, "judge=./" + "x/" * 3000 + "y.py:Y", "prompts=" + "z" * 400]
+)
+def test_a_name_that_no_file_can_have(text):
+    with pytest.raises(ConfigError, match="command line: .* no file has so long a name"):
+        read_recipe("iterative_dpo", [text])
+
+
+def test_a_response_whose_lists_are_none():
+    wanted = _server_wire.Wanted((Message(VERBATIM, "q"),), 1, 8, 0)
+    choice = {"text": "a", "logprobs": {"tokens": -17, "token_logprobs": True}}
+    (drawn,) = _server_wire.read({"choices": [choice]}, wanted)
+    assert (drawn.text, drawn.token_ids, drawn.logps) == ("a", None, None)
+
+
+@pytest.mark.parametrize("text", ["prompts.l=10", "policy.x=1", "evaluate.x=1", "train.lora.rnk=2"])
+def test_an_unknown_key_below_an_optional_part(text):
+    with pytest.raises(ConfigError, match="unknown key"):
+        read_recipe("iterative_dpo", [text])
+
+
+def test_instructions_without_their_arguments(tmp_path):
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "instruction_id_list": ["punctuation:no_comma"]}])
+    with pytest.raises(DataError, match=r"p\.jsonl:1: instruction_id_list without kwargs"):
+        read_prompts(str(path))

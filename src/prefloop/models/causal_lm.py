@@ -35,7 +35,10 @@ from prefloop.rows import VERBATIM, Prompt
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What `precision` may be beside `auto`, which is fp32 on CPU and bf16 on CUDA."""
 
-TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+TEMPLATE_FAULTS = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+    *(NameError, SyntaxError),
+)
 """What a chat template can raise: jinja's errors, and those of the Python values that it works on."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
