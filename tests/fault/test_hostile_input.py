@@ -189,7 +189,7 @@ def test_messages_hold_nothing_that_a_terminal_obeys():
     "text", ["judge.kind=" + "a" * 5000, "judge=./" + "x/" * 3000 + "y.py:Y", "prompts=" + "z" * 400]
 )
 def test_a_name_that_no_file_can_have(text):
-    with pytest.raises(ConfigError, match="command line: .* no file has so long a name"):
+    with pytest.raises(ConfigError, match=r"command line: .* no file has so long a name"):
         read_recipe("iterative_dpo", [text])
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prefloop.errors import DataError
 from prefloop.models.adapters import ALL_LINEAR
-from prefloop.models.causal_lm import check_folder, choose_device, load_tokenizer, quiet
+from prefloop.models.causal_lm import TEMPLATE_FAULTS, check_folder, choose_device, load_tokenizer, quiet
 from prefloop.rows import VERBATIM, Prompt
 
 
@@ -114,10 +114,10 @@ def exchange_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion:
         messages.append({"role": "assistant", "content": completion})
         try:
             rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except causal_lm.TEMPLATE_FAULTS as error:
+        except TEMPLATE_FAULTS as error:
             raise DataError(
-                f"prompt {prompt.prompt_id} ({prompt.source}): the chat template refuses its messages ({error}); change "
-                "the roles, or use a tokenizer with another template"
+                f"prompt {prompt.prompt_id} ({prompt.source}): the chat template refuses its messages ({error}); "
+                "change the roles, or use a tokenizer with another template"
             ) from error
         ids = list(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
     if not ids:
