@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types bench claims faults docs clean
+.PHONY: install demo test lint types bench claims faults fuzz audit lock docs clean
 
 install: $(STAMP)
 
@@ -40,6 +40,18 @@ claims: install
 
 faults: install
 	$(BIN)/python -m benchmarks.reliability
+
+# Hostile input for every reader, at least 100,000; writes docs/hostile_input.md. About a quarter of an hour on one core.
+fuzz: install
+	$(BIN)/python -m benchmarks.reliability.fuzz
+
+# Known vulnerabilities of what is installed. Asks a database on the network, and says so if it cannot.
+audit: install
+	$(BIN)/python tools/audit.py
+
+# Versions and hashes of everything that `make install` takes, for a repeatable environment.
+lock: install
+	$(BIN)/python tools/lock.py
 
 docs: install
 	$(BIN)/python tools/make_method_docs.py

@@ -1,1 +1,1 @@
-"""What a kill, a damage or a full disk does to a run: `python -m benchmarks.reliability` writes docs/reliability.md."""
+"""What a run withstands: kills, damages and full disks (`__main__`), and hostile input (`fuzz`)."""

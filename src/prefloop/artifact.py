@@ -38,6 +38,7 @@ from prefloop.disk import (
     write_text,
 )
 from prefloop.errors import CorruptArtifact, StaleArtifact
+from prefloop.manifest import OF_KEY, OLD_FIELDS, checked_fields, checked_manifest, refuse_links
 from prefloop.rows import digest_of
 
 __all__ = [
@@ -72,9 +73,6 @@ MANIFEST = "manifest.json"
 PARTS = "parts.sha256"
 ASIDE = re.compile(r"\.(replaced|damaged|earlier)-\d+$")
 """Names of what was set aside."""
-_KEY_FIELDS = frozenset({"stage", "settings", "inputs", "format"})
-_OLD_FIELDS = _KEY_FIELDS | {"key", "digest", "rows", "files", "facts", "seconds", "prefloop"}
-"""Fields of a manifest before there was `check`."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +171,7 @@ class Artifact(Generic[R]):
         """
         expected = self.manifest["files"][name]
         path = self.path / name
+        refuse_links([path], self.path)
         if not path.is_file():
             raise CorruptArtifact(f"{path}: listed in {MANIFEST} but missing; rerun with --redo to make it again")
         if path.stat().st_size != expected["bytes"] or file_digest(path) != expected["sha256"]:
@@ -227,6 +226,7 @@ class Building(Generic[R]):
         """Yield the rows of the parts written so far, in order."""
         assert self.record is not None
         for name in sorted(self._whole, key=_by_number):
+            refuse_links([self.path / name], self.path)
             yield list(read_rows(self.path / name, self.record))
 
     def write_part(self, index: int, rows: Iterable[R]) -> None:
@@ -316,10 +316,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of the artifact in `path`.
 
     Raises:
-        CorruptArtifact: it is not JSON, or was changed after it was written.
+        CorruptArtifact: it is not JSON, was changed after it was written, or a field is not what it should be.
 
     """
-    return read_sealed(path / MANIFEST, without=_OLD_FIELDS)
+    return checked_manifest(path / MANIFEST, read_sealed(path / MANIFEST, without=OLD_FIELDS))
 
 
 def read_key(path: Path) -> dict[str, Any]:
@@ -331,10 +331,10 @@ def read_key(path: Path) -> dict[str, Any]:
     """
     found = read_json(path / KEY)
     if isinstance(found, dict):
-        known = {name: value for name, value in found.items() if name in _KEY_FIELDS}
+        known = {name: value for name, value in found.items() if name in OF_KEY}
         # The files of an older version do not repeat the key's digest.
-        if known.keys() == _KEY_FIELDS and (found == known or found == {**known, "key": digest_of(known)}):
-            return known
+        if known.keys() == OF_KEY.keys() and (found == known or found == {**known, "key": digest_of(known)}):
+            return checked_fields(path / KEY, known)
     raise CorruptArtifact(f"{path / KEY}: changed after it was written; rename its folder and rerun to make it again")
 
 
@@ -350,7 +350,7 @@ def read_parts(path: Path) -> dict[str, str]:
 def restore_beside(path: Path) -> None:
     """Write key and noted parts of a finished artifact anew: its manifest holds the same."""
     manifest = read_manifest(path)
-    write_json(path / KEY, {**{name: manifest[name] for name in _KEY_FIELDS}, "key": manifest["key"]})
+    write_json(path / KEY, {**{name: manifest[name] for name in OF_KEY}, "key": manifest["key"]})
     parts = {name: file["sha256"] for name, file in manifest["files"].items() if name.startswith("part-")}
     if parts:
         write_text(path / PARTS, "".join(f"{digest}  {name}\n" for name, digest in parts.items()))
@@ -379,7 +379,7 @@ def _remove_leftovers(path: Path) -> None:
 def _found_key(path: Path) -> dict[str, Any] | None:
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
-        return {name: manifest[name] for name in _KEY_FIELDS}
+        return {name: manifest[name] for name in OF_KEY}
     return read_key(path) if (path / KEY).exists() else None
 
 

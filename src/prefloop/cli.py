@@ -221,12 +221,11 @@ def show(
     examples: Annotated[int, typer.Option(min=0, help="Prompts to print before and after.")] = 3,
 ) -> None:
     """Print what a run has found so far: the report, for the terminal."""
-    from prefloop.artifact import read_json
+    from prefloop.evaluate.summary import read_summary
     from prefloop.evaluate.terminal_details import details
-    from prefloop.ledger import SUMMARY
 
     _require_run(run_folder)
-    summary = read_json(run_folder / SUMMARY)
+    summary = read_summary(run_folder)
     _show(run_folder, summary, judges=True)
     if summary.get("trains") != "reward_model":
         for line in details(run_folder, summary, examples):

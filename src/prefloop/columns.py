@@ -1,6 +1,6 @@
 """Records to Parquet and back. The Arrow schema is read off the record's own type hints."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -8,6 +8,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from prefloop.errors import CorruptArtifact
 
 R = TypeVar("R")
 
@@ -17,6 +19,12 @@ _SCALARS: dict[type, pa.DataType] = {
     float: pa.float64(),
     bool: pa.bool_(),
 }
+UNPACKED = 256 * 2**20
+"""Bytes that a Parquet file may always unpack to, and what one batch of its rows may take, whatever it repeats."""
+MOST_UNPACKED = 100
+"""Beyond `UNPACKED`, how many times its own size a Parquet file may unpack to; text compresses three to five times."""
+UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, KeyError, TypeError)
+"""What pyarrow raises on a file that is damaged, or holds other values than its schema says."""
 _FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {}
 
 
@@ -67,14 +75,27 @@ def _decoder(hint: Any) -> Callable[[Any], Any]:
     if get_origin(inner) is tuple:
         item = get_args(inner)[0]
         if _without_none(item) in _SCALARS:
-            return lambda value: None if value is None else tuple(value)
+            required = _without_none(item) is item
+            return lambda value: None if value is None else _scalars(value, required)
         decode_item = _decoder(item)
         return lambda value: None if value is None else tuple(decode_item(v) for v in value)
     if is_dataclass(inner):
-        parts = [(name, _decoder(kind)) for name, kind in _fields(inner)]
+        parts = [(name, _decoder(kind), _without_none(kind) is kind) for name, kind in _fields(inner)]
         make: Callable[..., Any] = inner  # type: ignore[assignment]
-        return lambda value: None if value is None else make(**{k: d(value[k]) for k, d in parts})
+        return lambda value: None if value is None else make(**{k: _given(k, value[k], d, r) for k, d, r in parts})
     return lambda value: value
+
+
+def _scalars(value: list[Any], required: bool) -> tuple[Any, ...]:
+    if required and None in value:
+        raise ValueError("a list has an item without a value")
+    return tuple(value)
+
+
+def _given(name: str, value: Any, decode: Callable[[Any], Any], required: bool) -> Any:
+    if value is None and required:
+        raise ValueError(f"{name} has no value")
+    return decode(value)
 
 
 def from_plain(record: type[R], value: dict[str, Any]) -> R:
@@ -96,11 +117,50 @@ def write_rows(path: Path, record: type, rows: Iterable[Any]) -> int:
 
 
 def read_rows(path: Path, record: type[R]) -> Iterable[R]:
-    """Yield the records of one Parquet file, without holding more than a row group in memory."""
+    """Yield the records of one Parquet file, without holding more than a batch of rows in memory.
+
+    Raises:
+        CorruptArtifact: the file is no Parquet, or its columns or values are not those of `record`.
+
+    """
     decode = _decoder(record)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from (decode(value) for value in batch.to_pylist())
+    wanted = schema(record)
+    row = 0
+    try:
+        for batch in batches(path, 4096):
+            missing = [name for name in wanted.names if name not in batch.schema.names]
+            if missing:
+                raise KeyError(f"no column {missing[0]}")
+            for value in batch.select(wanted.names).cast(wanted).to_pylist():
+                row += 1
+                yield decode(value)
+    except UNREADABLE as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        raise CorruptArtifact(
+            f"{path}: row {row + 1} cannot be read as {record.__name__} ({type(error).__name__}: {reason}); rerun with "
+            "--redo to make it again"
+        ) from error
+
+
+def batches(path: Path, most_rows: int) -> Iterator[Any]:
+    """Yield the rows of a Parquet file as Arrow batches; the first is made only when it is asked for.
+
+    A value that many rows share, or bytes that compress well, may make gigabytes of a small file: a batch takes no more
+    than about `UNPACKED`.
+
+    Raises:
+        ValueError: the file unpacks to more than is believable; and whatever else of `UNREADABLE` pyarrow raises.
+
+    """
+    unpacked, most = 0, max(UNPACKED, MOST_UNPACKED * path.stat().st_size)
+    with pq.ParquetFile(path) as table:
+        groups = [table.metadata.row_group(index).total_byte_size for index in range(table.metadata.num_row_groups)]
+        rows = max(1, min(most_rows, UNPACKED // max([1, *groups])))
+        for batch in table.iter_batches(batch_size=rows):
+            unpacked += batch.nbytes
+            if unpacked > most:
+                raise ValueError(f"unpacks to more than {MOST_UNPACKED} times its size")
+            yield batch
 
 
 def count_rows(path: Path) -> int:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefloop.artifact import load_artifact, locked, read_json
+from prefloop.artifact import load_artifact, locked
 from prefloop.budget import Entry, equalise
 from prefloop.components import build_parts
 from prefloop.errors import ConfigError, DataError, TrainingDiverged
 from prefloop.evaluate.compare_data import Elsewhere, Ended, Measured, Method
 from prefloop.evaluate.compare_report import write_comparison
+from prefloop.evaluate.summary import read_summary
 from prefloop.inputs import MIN_HOLDOUT, held_out, resolve_prompts
 from prefloop.launch import read_recipe
 from prefloop.ledger import SUMMARY
@@ -260,7 +261,7 @@ def gathered(folders: Sequence[Path]) -> list[Method]:
     """
     kinds: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
-        summary = read_json(folder / SUMMARY)
+        summary = read_summary(folder)
         if summary["state"] != "done":
             raise DataError(
                 f"{folder}: not finished ({summary['state']}); an unfinished run would be compared by an earlier "

@@ -115,7 +115,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise CorruptArtifact(
             f"{path}: not valid JSON ({error}); rename its folder and rerun to make it again"
         ) from error
@@ -159,7 +159,7 @@ def locked(root: Path) -> Iterator[None]:
 
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a+", encoding="utf-8", errors="replace") as file:
+    with open(root / ".lock", "a+", encoding="utf-8", errors="replace", opener=_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -179,6 +179,16 @@ def locked(root: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}\n")
         file.flush()
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but none that a link names: a lock is written to, and a link may lead to any file of the user's."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(f"{path}: is a link, and no run of prefloop makes one; remove it") from error
 
 
 _DISK = {

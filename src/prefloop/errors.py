@@ -14,11 +14,32 @@ PrefloopError
 └── RankLost            75   another process of the run is gone, or failed: then with its exit code
 """
 
+import re
+
+LONGEST = 3_000
+"""Characters of a message that are shown; what is in the middle of a longer one is left out."""
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters, lone surrogates and changes of direction as escapes such as \\x1b.
+
+    A terminal obeys the first, cannot write the second, and shows other text than there is after the third.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class PrefloopError(Exception):
-    """Base of every error that prefloop raises on purpose."""
+    """Base of every error that prefloop raises on purpose. Its text can be shown on any terminal."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message: `printable`, and of a very long one the beginning and the end."""
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        return printable(text)
 
 
 class ConfigError(PrefloopError):

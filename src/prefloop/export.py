@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from prefloop.artifact import KEY, MANIFEST, load_artifact, read_json, replacing
+from prefloop.artifact import KEY, MANIFEST, load_artifact, replacing
 from prefloop.errors import ConfigError, DataError
-from prefloop.ledger import SUMMARY
+from prefloop.evaluate.summary import read_summary
 from prefloop.rows import VERBATIM, PreferencePair
 
 _RUN_FILES = {KEY, MANIFEST}
@@ -21,7 +21,7 @@ def export_policy(root: Path, to: Path) -> str:
         DataError: no round was promoted.
 
     """
-    best = read_json(root / SUMMARY)["policy_best"]
+    best = read_summary(root)["policy_best"]
     if best["round"] < 0:
         raise DataError(f"{root}: no round was promoted, so the best policy is the one that the run started from")
     _require_new(to)

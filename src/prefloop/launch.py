@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop import recipes
-from prefloop.artifact import read_json
 from prefloop.errors import ConfigError
+from prefloop.evaluate.summary import read_summary
 from prefloop.losses._presets import preset
 from prefloop.recipe import Layers, Recipe, build_recipe, read_override, read_yaml
 
@@ -78,7 +78,7 @@ def read_policy(target: Path, overrides: Sequence[str]) -> Recipe:
         values, origin = read_yaml(in_run / "recipe.yaml")
         layers.overlay(values, origin)
         if in_run == target:
-            best = read_json(in_run / "summary.json")["policy_best"]
+            best = read_summary(in_run)["policy_best"]
             inside = target / best["path"]
             target = inside if inside.is_dir() else Path(best["path"])
     layers.overlay({"policy": {"path": str(target)}}, "command line")

@@ -14,7 +14,7 @@ from prefloop.errors import PrefloopError
 from prefloop.inputs import policy_folder, resolve_policy, resolve_prompts
 from prefloop.models import causal_lm
 from prefloop.protocols import RoundContext
-from prefloop.recipe import Recipe, for_round
+from prefloop.recipe import Recipe, distinct_rounds, for_round
 from prefloop.rows import SampleGroup
 
 PROBE = 20
@@ -31,7 +31,7 @@ def policy_findings(
     """
     try:
         parts = build_parts(recipe)
-        for number in range(recipe.rounds):
+        for number in distinct_rounds(recipe):
             its_recipe = for_round(recipe, number)
             combination(its_recipe, build_parts(its_recipe))
         yield Finding("parts", "info", "every part can be built, and they fit together")

@@ -5,13 +5,14 @@ policy nor prompts), the user's YAML file, key=value from the command line.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prefloop.errors import ConfigError
 from prefloop.train.settings import TrainSettings
@@ -25,6 +26,28 @@ PARTS = (
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _folder_name(value: str) -> str:
+    if Path(value).is_absolute() or ".." in Path(value).parts or not value.isprintable():
+        raise ValueError("must name a folder inside runs; to put the run elsewhere, use --out")
+    return value
+
+
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file, on every common file system."""
+LONGEST_PATH = 4000
+"""Characters of the longest path; the usual limit of a system is 4096 bytes."""
+
+
+def _path(value: str) -> str:
+    longest = max([0, *(len(part.encode("utf-8", "surrogatepass")) for part in Path(value).parts)])
+    if len(value) > LONGEST_PATH or longest > LONGEST_NAME:
+        raise ValueError(f"no file has so long a name ({len(value)} characters)")
+    return value
+
+
+NameOrPath = Annotated[str, AfterValidator(_path)]
 
 
 def _named(value: Any) -> Any:
@@ -43,7 +66,7 @@ class Spec(BaseModel):
     """A component: `kind` is its file's name in its folder, or `./my_file.py:Name`; the rest are its fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str
+    kind: NameOrPath
 
     def settings(self) -> dict[str, Any]:
         """Return the component's own fields."""
@@ -56,7 +79,7 @@ Component = Annotated[Spec, BeforeValidator(_kinded)]
 class PolicySettings(_Settings):
     """The model to improve."""
 
-    path: str
+    path: NameOrPath
     """A `save_pretrained` folder, a hub id, or a model that prefloop ships: `embedded`, which writes stories, or
     `embedded-sums`, which does sums step by step."""
     revision: str | None = None
@@ -66,7 +89,7 @@ class PolicySettings(_Settings):
 class PromptSettings(_Settings):
     """Where prompts come from."""
 
-    path: str
+    path: NameOrPath
     """A .jsonl, .parquet or .txt file, a folder of Parquet parts or of `save_to_disk`, a hub data set; or what prefloop
     ships: `embedded`, openings of stories, `embedded-preferences`, pairs of continuations, `embedded-sums`, sums."""
     column: str = "prompt"
@@ -114,13 +137,13 @@ class Recipe(_Settings):
     """The method's name: a file of `recipes/`."""
     preset: str = ""
     """Published settings of a loss and its training, put over the method's own: see `prefloop methods --presets`."""
-    name: str = ""
+    name: Annotated[str, AfterValidator(_folder_name)] = ""
     """Name of the run, used for its folder. Default: the method's name."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random stream."""
     trains: Literal["policy", "reward_model"] = "policy"
     """What comes out: a policy, or a reward model on the policy's backbone that scores completions."""
-    rounds: Annotated[int, Field(ge=1)] = 3
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Turns of the loop."""
     policy: Annotated[PolicySettings, BeforeValidator(_named)] | None = None
     """The model to improve."""
@@ -238,23 +261,33 @@ def _leaves(value: Any, path: str) -> Iterator[str]:
         yield path
 
 
+MOST_NODES = 20_000
+"""Values in a recipe file, aliases written out: a few lines of YAML can mean billions."""
+DEEPEST = 32
+"""Levels of a recipe file, or parts of a dotted key; prefloop's own recipes have four."""
+_NOT_YAML = (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError, KeyError, RecursionError)
+"""What PyYAML raises on text that is none: a date with a 99th day is a ValueError, a deep nesting no recursion more."""
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Callable[[str], str]]:
     """Return a YAML file's settings and a function that names the file and line of a dotted key.
 
     Raises:
-        ConfigError: no such file, not UTF-8, not YAML, or not a mapping.
+        ConfigError: no such file, not UTF-8, not YAML, not a mapping, or larger or deeper than any recipe.
 
     """
     try:
         text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _count(tree, str(path))
         values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing recipe file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold `key: value` lines, got {type(values).__name__}")
+    _require_names(values, str(path))
     lines = dict(_key_lines(tree, ""))
 
     def origin(key: str) -> str:
@@ -263,6 +296,40 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Callable[[str], str]]:
         return f"{path}:{lines[key]}" if key else str(path)
 
     return values, origin
+
+
+def _count(node: Any, place: str, depth: int = 1) -> int:
+    """Return how many values a YAML tree has with every alias written out.
+
+    Raises:
+        ConfigError: there are more than `MOST_NODES`, or deeper ones than `DEEPEST`: an alias of itself has no end.
+
+    """
+    if node is None:
+        return 0
+    line = node.start_mark.line + 1
+    if depth > DEEPEST:
+        raise ConfigError(f"{place}:{line}: more than {DEEPEST} levels deep, or an alias that holds itself; flatten it")
+    inner = node.value if isinstance(node.value, list) else []
+    count = 1
+    for item in inner:
+        for part in item if isinstance(item, tuple) else (item,):
+            count += _count(part, place, depth + 1)
+            if count > MOST_NODES:
+                raise ConfigError(f"{place}:{line}: more than {MOST_NODES} values, aliases written out; shorten it")
+    return count
+
+
+def _require_names(value: Any, place: str) -> None:
+    """Refuse keys that are no strings: `on` and `1` are none in YAML."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{place}: the key {str(key)[:60]} is read as {type(key).__name__}; put it in quotes")
+            _require_names(inner, place)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _require_names(inner, place)
 
 
 def _key_lines(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
@@ -283,10 +350,14 @@ def read_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"command line: {text!r} is not key=value (for example train.learning_rate=1e-4)")
+    if key.count(".") >= DEEPEST:
+        raise ConfigError(f"command line: {key[:60]}… has more than {DEEPEST} parts; no setting is so deep")
     try:
+        _count(yaml.compose(value, Loader=yaml.SafeLoader), f"command line: {key}")
         parsed: Any = yaml.safe_load(value) if value else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"command line: the value of {key} is not valid YAML: {value!r}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"command line: the value of {key} is not valid YAML: {value[:200]!r}") from error
+    _require_names(parsed, f"command line: {key}")
     parsed = _number(parsed)
     for name in reversed(key.split(".")):
         parsed = {name: parsed}
@@ -304,6 +375,26 @@ def _number(value: Any) -> Any:
     return value
 
 
+LARGEST = 1e300
+"""No setting is larger: infinity and NaN are none, and an integer of a thousand digits is no float."""
+LARGEST_INTEGER = 2**63 - 1
+"""The largest integer that an artifact or a random stream can hold."""
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
+    """Yield every number of merged settings with its dotted key; an integer too large to store as infinity."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, float):
+        yield key, value
+    elif isinstance(value, int):
+        yield key, value if abs(value) <= LARGEST_INTEGER else math.inf
+
+
 def build_recipe(layers: Layers) -> Recipe:
     """Validate merged settings.
 
@@ -312,6 +403,10 @@ def build_recipe(layers: Layers) -> Recipe:
             or out of range; the message names where it was set.
 
     """
+    for key, value in _numbers(layers.values, ""):
+        if not (abs(value) < LARGEST):  # NaN is neither below nor above
+            origin = layers.origins.get(key, "recipe")
+            raise ConfigError(f"{origin}: {key}: must be a number below {LARGEST:.0e}, got {str(value)[:40]}")
     try:
         return Recipe.model_validate(_with_default_kinds(layers.values))
     except ValidationError as error:
@@ -367,6 +462,11 @@ def for_round(recipe: Recipe, number: int) -> Recipe:
     return build_recipe(layers)
 
 
+def distinct_rounds(recipe: Recipe) -> range:
+    """Return the first rounds, up to the last that `per_round` makes different from the one before it."""
+    return range(min(recipe.rounds, max([1, *map(len, recipe.per_round.values())])))
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return a hint that names the nearest of `known`, or all of them."""
     close = difflib.get_close_matches(name, known, n=1)
@@ -374,12 +474,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _known(place: Sequence[str]) -> list[str]:
-    model: Any = Recipe
+    model: type[BaseModel] = Recipe
     for name in place:
-        annotation = model.model_fields[name].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        field = model.model_fields.get(name)
+        model = (_model_in(field.annotation) if field else None) or model
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings class that a type hint holds, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def dump_yaml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:

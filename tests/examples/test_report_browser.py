@@ -13,7 +13,7 @@ import pytest
 from prefloop.evaluate.compare_data import Ended, Measured, Method
 from prefloop.evaluate.compare_report import write_comparison
 from prefloop.evaluate.report import write_report
-from reports import SyntheticRun
+from synthetic_run import SyntheticRun
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -7,34 +7,11 @@ import pytest
 
 from prefloop.budget import Entry, completions_of, equalise, planned_updates
 from prefloop.errors import ConfigError, DataError
-from prefloop.evaluate.compare_data import Ended, Measured, Method, common_scores
+from prefloop.evaluate.compare_data import Measured, Method, common_scores
 from prefloop.evaluate.compare_report import result
 from prefloop.evaluate.compare_words import markdown
 from prefloop.launch import read_recipe
-
-
-def ended(prompts=range(40), shift=0.0, **changes):
-    scores = {f"p{i}": (shift + (i * 7) % 11,) for i in prompts}
-    metric = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 40, "unit": "score", "estimator": ""}
-    metrics = {"judge_score": metric, "length": metric | {"unit": "tokens"}}
-    values = {
-        "scores": scores,
-        "start": {name: (5.0,) for name in scores},
-        "judge": "lexicon",
-        "sampling": "temperature 1, top-p 1",
-        "start_digest": "d",
-        "metrics": metrics,
-        "curve": (metrics, metrics),
-        "accepted": 1,
-        "rounds": 1,
-        **dict.fromkeys(("samples", "pairs", "updates", "tokens_sampled", "tokens_trained", "tokens_evaluated"), 100),
-        "seconds": 1.0,
-    }
-    return Ended(**(values | changes))
-
-
-def method(name, *runs, target=None, varied=None):
-    return Method(name, target or name, tuple(Measured(i, name, run) for i, run in enumerate(runs)), varied or {})
+from synthetic_run import ended, method
 
 
 def pair(**changes):

@@ -6,7 +6,6 @@ import shutil
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
@@ -25,9 +24,7 @@ from prefloop.rows import (
     Prompt,
     SampleGroup,
 )
-from reports import SyntheticRun
-
-ATTACK = '</p><script>alert("x")</script><img src=x onerror=alert(1)>&amp; {{ 7*7 }} javascript:\u202e"\'>'
+from synthetic_run import ATTACK, SyntheticRun, metric_json_named
 
 
 class Page(HTMLParser):
@@ -154,10 +151,6 @@ def test_untrusted_text_stays_text(tmp_path):
     assert "{{ 7*7 }}" in page.text
     assert "&lt;script&gt;" in html
     assert ATTACK in page.text
-
-
-def metric_json_named(estimator: str) -> dict[str, Any]:
-    return {"value": 1.0, "low": None, "high": None, "n": 3, "unit": estimator, "estimator": estimator}
 
 
 def test_judges_notes_are_escaped_and_shown(tmp_path):

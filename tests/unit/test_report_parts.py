@@ -12,7 +12,7 @@ from prefloop.evaluate.report_examples import outcomes_of, samples
 from prefloop.evaluate.report_frontier import frontier_chart, frontier_points
 from prefloop.evaluate.text_marks import likeness, marked
 from prefloop.rows import Metric
-from reports import SyntheticRun
+from synthetic_run import SyntheticRun
 
 
 @pytest.fixture(scope="module")

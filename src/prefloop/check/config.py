@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefloop.components import FOLDERS, kinds
 from prefloop.errors import ConfigError
-from prefloop.recipe import PARTS, Recipe, Spec, for_round, nearest
+from prefloop.recipe import PARTS, Recipe, Spec, distinct_rounds, for_round, nearest
 
 
 def check_names(recipe: Recipe) -> None:
@@ -20,7 +20,7 @@ def check_names(recipe: Recipe) -> None:
 
     """
     problems: list[str] = []
-    for number in range(recipe.rounds):
+    for number in distinct_rounds(recipe):
         its_recipe = for_round(recipe, number)
         for place in PARTS:
             spec = getattr(its_recipe, place)

@@ -44,7 +44,7 @@ def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Find
         if not found.unreadable and not found.different:
             yield Finding("prompts", "error", str(error), advice="correct the data")
     yield from counted("unreadable_rows", found.unreadable, "rows cannot be read", "correct or remove them", "error")
-    yield from prompt_findings(recipe, prompts or PromptSet(()), found, against)
+    yield from prompt_findings(recipe, prompts or found.readable, found, against)
     yield from pair_findings(found, trains_on_data(recipe))
 
 

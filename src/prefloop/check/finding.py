@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from prefloop.errors import printable
+
 Severity = Literal["error", "warning", "info"]
 
 SHOWN = 3
@@ -26,7 +28,10 @@ class Finding:
     advice: str = ""
 
     def lines(self) -> Iterator[str]:
-        """Yield the finding as lines of text."""
+        """Yield the finding as lines of text, without characters that a terminal would obey."""
+        yield from map(printable, self._lines())
+
+    def _lines(self) -> Iterator[str]:
         label = "" if self.severity == "info" else f"{self.severity.upper()} "
         yield f"{label}{self.name}: {self.text}"
         yield from (f"    {example}" for example in self.examples)

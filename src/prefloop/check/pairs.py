@@ -47,6 +47,13 @@ def pair_findings(scan: Scan, trained_on: bool) -> Iterator[Finding]:
         return
     use = "trains on them" if trained_on else "does not train on them: it samples its own"
     yield Finding("pairs", "info", f"{len(pairs)} pairs in the data; this recipe {use}", len(pairs))
+    yield from counted(
+        "half_pairs",
+        scan.half,
+        "rows with one side of a pair only: no pair can be made of them",
+        "give both sides, or remove the rows: they stop the run",
+        "error" if trained_on else "info",
+    )
     yield from _one_by_one(scan.rows, pairs, severity)
     yield from _among_rows(scan.rows, pairs, severity)
     yield from _length_gap(pairs, severity)

@@ -154,7 +154,10 @@ def _as_one(tokenizer: Any, prompt: Prompt, text: str) -> list[int] | None:
         return list(tokenizer(joined, add_special_tokens=True)["input_ids"])
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
     turns.append({"role": "assistant", "content": text})
-    ids = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+    try:
+        ids = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+    except causal_lm.TEMPLATE_FAULTS:
+        return None  # a template for prompts only: then there is nothing to compare with
     begin = tokenizer.bos_token_id
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prefloop.artifact import Artifact, load_artifact, read_json, write_text
+from prefloop.artifact import Artifact, load_artifact, write_text
 from prefloop.disk import seal_text
 from prefloop.errors import DataError
 from prefloop.evaluate import benchmarks
@@ -24,7 +24,7 @@ from prefloop.evaluate.report_examples import NOTE, TEXT, clip, outcomes_of, sam
 from prefloop.evaluate.report_frontier import frontier_chart
 from prefloop.evaluate.report_origins import origin_table
 from prefloop.evaluate.report_pairs import stored_pairs
-from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, verdict
+from prefloop.evaluate.summary import START_ROUND, interval, metrics_from_json, number, read_summary, verdict
 from prefloop.evaluate.text_marks import LEAST_SHARED
 from prefloop.rows import JudgedGroup, Metric, PreferencePair, Prompt, StepLog, TokenizedPair
 
@@ -32,8 +32,6 @@ R = TypeVar("R")
 
 REPORT = "report.html"
 REPORT_SEAL = "<!-- {} -->"
-
-_NEEDED = ("prefloop", "name", "recipe", "seed", "state", "policy_start", "policy_best", "rounds")
 
 # What one page shows at most.
 _LISTED = 40  # rounds below each other
@@ -85,13 +83,7 @@ def write_report(root: Path) -> Path:
     """
     if not (root / "summary.json").is_file():
         raise DataError(f"{root}: no summary.json here; give the folder of a run that has been started")
-    summary = read_json(root / "summary.json")
-    missing = [name for name in _NEEDED if name not in summary]
-    if missing:
-        raise DataError(
-            f"{root / 'summary.json'}: lacks {', '.join(missing)} (docs/artifacts.md lists the fields); "
-            "repeat `prefloop run` to write it again"
-        )
+    summary = read_summary(root)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

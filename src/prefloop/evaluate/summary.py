@@ -6,11 +6,18 @@ The schema of `summary.json` is in `docs/artifacts.md`.
 
 from collections.abc import Mapping
 from math import inf, isfinite
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from prefloop.errors import DataError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from prefloop.artifact import read_json
+from prefloop.errors import CorruptArtifact, DataError
 from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.rows import Metric
+
+FILE = "summary.json"
+"""The file's name in a run folder."""
 
 START_ROUND = -1
 """The `round` of the start policy in `policy_best`."""
@@ -18,6 +25,86 @@ START_ROUND = -1
 _DECIMALS = {"%": 1, "tokens": 1}
 _UNIT_AFTER = {"%": " %", "tokens": " tokens", "nats per token": " nats per token"}
 _TIE = 50.0
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Metric(_Part):
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    estimator: str = ""
+
+
+class _Measured(_Part):
+    metrics: dict[str, _Metric] = {}
+    seconds: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+
+
+class _Round(_Measured):
+    round: Annotated[int, Field(ge=0)]
+    accepted: bool
+    why: list[str]
+
+
+class _Policy(_Part):
+    path: str
+    digest: str
+
+
+def _inside(best: "_Best") -> "_Best":
+    path = Path(best.path)
+    if best.round != START_ROUND and (path.is_absolute() or ".." in path.parts):
+        raise ValueError("the policy of a round lies in the run folder")
+    return best
+
+
+class _Best(_Policy):
+    round: Annotated[int, Field(ge=-1)]
+
+
+class _Summary(_Part):
+    prefloop: str
+    name: str
+    recipe: str
+    seed: int
+    state: str
+    policy_start: _Policy
+    policy_best: Annotated[_Best, AfterValidator(_inside)]
+    rounds: list[_Round]
+    warnings: list[str] = []
+    start: _Measured = _Measured()
+    verdict: str = ""
+
+
+def read_summary(root: Path) -> dict[str, Any]:
+    """Return what `summary.json` of the run in `root` holds, once every field that prefloop reads is what it should be.
+
+    Raises:
+        CorruptArtifact: it is not JSON, or a field is missing or something else; the message names file and field.
+
+    """
+    path = root / FILE
+    value = read_json(path)
+    try:
+        _Summary.model_validate(value)
+    except ValidationError as error:
+        faults = error.errors()
+        missing = [".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"]
+        first = faults[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        said = f"lacks {', '.join(missing[:20])}"
+        if not missing:
+            said = f"{field[:100]}: {first['msg']}, got {repr(first['input'])[:60]}"
+        raise CorruptArtifact(
+            f"{path}: {said} (docs/artifacts.md lists the fields); repeat `prefloop run` to write it again"
+        ) from None
+    return {"warnings": [], "start": {}, "verdict": "", **value}
 
 
 def metric_json(metric: Metric) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Form:
         if not isinstance(found, dict):
             return Reading(None, f"not a JSON object but {type(found).__name__}")
         if set(found) - {REASON} != set(self.labels):
-            wanted, there = ", ".join(self.labels), ", ".join(map(repr, list(found)[:5])) or "none"
+            wanted, there = ", ".join(self.labels), ", ".join(repr(key)[:40] for key in list(found)[:5]) or "none"
             return Reading(None, f"the JSON object must have the keys {wanted}, it has {there}")
         values = [self.values.take(found[label]) for label in self.labels]
         return self._complete(values, [found[label] for label in self.labels])

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.errors import ConfigError, DataError
-from prefloop.models.causal_lm import check_folder, choose_device, choose_dtype, load_tokenizer, locate, quiet
+from prefloop.models.causal_lm import (
+    TEMPLATE_FAULTS,
+    check_folder,
+    choose_device,
+    choose_dtype,
+    load_tokenizer,
+    locate,
+    quiet,
+)
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, Prompt, SampleGroup, Verdict
 
@@ -107,7 +114,7 @@ class RewardModel:
         tokenizer, limit = self.classifier.tokenizer, self.classifier.max_length
         try:
             text, is_rendered = self._text(prompt, completion)
-        except TemplateError as error:
+        except TEMPLATE_FAULTS as error:
             return [], f"the reward model's chat template refuses the messages: {error}"
         # A rendered chat has its special tokens already; adding them again would double the first one.
         options: dict[str, Any] = {"add_special_tokens": not is_rendered, "verbose": False}

@@ -36,6 +36,11 @@ from prefloop.rows import VERBATIM, Prompt
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What `precision` may be beside `auto`, which is fp32 on CPU and bf16 on CUDA."""
 
+TEMPLATE_FAULTS = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError),
+    *(NameError, SyntaxError),
+)
+"""What a chat template can raise: jinja's errors, and those of the Python values that it works on."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -286,7 +291,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int
         ids = list(
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         )
-    except TemplateError as error:
+    except TEMPLATE_FAULTS as error:
         raise DataError(
             f"prompt {prompt.prompt_id} ({prompt.source}): the chat template refuses its messages ({error}); change "
             "the roles, or use a tokenizer with another template"

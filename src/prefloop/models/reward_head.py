@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from prefloop.disk import machine_errors
 from prefloop.errors import DataError
 from prefloop.models.adapters import ALL_LINEAR
-from prefloop.models.causal_lm import check_folder, choose_device, load_tokenizer, quiet
+from prefloop.models.causal_lm import TEMPLATE_FAULTS, check_folder, choose_device, load_tokenizer, quiet
 from prefloop.rows import VERBATIM, Prompt
 
 
@@ -113,7 +113,13 @@ def exchange_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion:
     else:
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         messages.append({"role": "assistant", "content": completion})
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        try:
+            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TEMPLATE_FAULTS as error:
+            raise DataError(
+                f"prompt {prompt.prompt_id} ({prompt.source}): the chat template refuses its messages ({error}); "
+                "change the roles, or use a tokenizer with another template"
+            ) from error
         ids = list(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
     if not ids:
         raise DataError(f"prompt {prompt.prompt_id} ({prompt.source}): prompt and completion have no tokens; remove it")

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from itertools import takewhile
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 from prefloop.errors import DataError
 from prefloop.rows import Candidate
+
+LARGEST = float_info.max
+"""The largest score: neither infinity nor NaN is below it, nor an integer of a thousand digits."""
 
 
 def candidates(place: str, row: Mapping[str, Any]) -> tuple[Candidate, ...]:
@@ -64,9 +67,9 @@ def _rated(place: str, row: Mapping[str, Any]) -> tuple[Candidate, ...]:
 def _score(place: str, index: int, score: Any) -> float | None:
     if score is None:
         return None
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score):
-        raise DataError(f"{place}: scores[{index}] must be a finite number or null, got {score!r}")
-    return float(score)
+    if isinstance(score, (int, float)) and not isinstance(score, bool) and abs(score) <= LARGEST:
+        return float(score)
+    raise DataError(f"{place}: scores[{index}] must be a finite number or null, got {repr(score)[:60]}")
 
 
 def _text(place: str, key: str, value: Any) -> str:
@@ -80,6 +83,24 @@ def _text(place: str, key: str, value: Any) -> str:
         if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
             raise DataError(f"{place}: {key} must be text or one message of the assistant; several turns are not read")
         value = value[0].get("content")
-    if not isinstance(value, str) or "\0" in value:
-        raise DataError(f"{place}: {key} must be text without null characters, got {type(value).__name__}")
-    return value
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {key} must be text, got {type(value).__name__}")
+    return clean(place, key, value)
+
+
+def clean(place: str, key: str, text: str) -> str:
+    """Return `text`, which can be tokenized and stored.
+
+    Raises:
+        DataError: it has a null character or half a surrogate pair.
+
+    """
+    if "\0" in text:
+        raise DataError(f"{place}: {key} has a null character at position {text.index(chr(0)) + 1}; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {key} has half a surrogate pair at position {error.start + 1}; correct the \\u escape"
+        ) from error
+    return text

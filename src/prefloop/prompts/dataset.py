@@ -6,6 +6,7 @@ Every source is first turned into places and plain rows (`read_rows`), then into
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from prefloop.columns import UNREADABLE, batches
 from prefloop.constraints.instructions import gold_of
 from prefloop.errors import ConfigError, DataError
-from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
+from prefloop.prompts.candidates import candidates, clean, is_labelled, with_explicit_prompt
 from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Candidate, Message, Prompt, prompt_id
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 """The files that can be read. `.json` holds one object a line, or one array of objects."""
+LONGEST_LINE = 64 * 2**20
+"""Bytes of the longest line of a file; in `.json`, where one line may hold the whole array, there is no limit."""
 GOLD_COLUMNS = ("gold", "answer", "completion", "chosen")
 """Where a gold answer is looked for when no column is named: the first of these that holds one."""
 
@@ -112,15 +115,31 @@ def read_prompts(
         if identity in kept:
             repeats.append((place, kept[identity], answer != kept[identity].gold))
             continue
-        side = HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
-        origin = row["source"] if isinstance(row.get("source"), str) else None
+        origin = origin_of(place, row)
         found = candidates(place, row)
-        kept[identity] = Prompt(identity, messages, answer, side, place, candidates=found, origin=origin)
+        kept[identity] = Prompt(
+            identity, messages, answer, side_of(identity, holdout), place, candidates=found, origin=origin
+        )
     if not kept:
         raise DataError(f"{path}: holds no prompts; add at least one row")
     if gold is not None and not gold_column_seen:
         raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
     return PromptSet(tuple(kept.values()), _describe(repeats))
+
+
+def origin_of(place: str, row: Mapping[str, Any]) -> str | None:
+    """Return the name of the data set that a row says it comes from.
+
+    Raises:
+        DataError: it cannot be stored.
+
+    """
+    return clean(place, "source", row["source"]) if isinstance(row.get("source"), str) else None
+
+
+def side_of(identity: str, holdout: float) -> str:
+    """Return whether the prompt with this id is held out: the id, as a fraction of 2^64, is below `holdout`."""
+    return HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
 
 
 def _with_more(prompt: Prompt, found: tuple[Candidate, ...], answer: str | None) -> Prompt:
@@ -187,12 +206,16 @@ def _file_rows(file: Path) -> Iterator[Row]:
         yield from _json_rows(file, array_allowed=kind == ".json")
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
+def _lines(file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]:
     """Yield place and text of every line that is not blank. Only `\\n` and `\\r\\n` end a line."""
     try:
         with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(longest + 1), b""), 1):
+                if line.isspace():
+                    continue
                 place = f"{file}:{number}"
+                if len(line) > longest:
+                    raise DataError(f"{place}: longer than {longest} bytes, more than any model reads; shorten it")
                 text = _decoded(place, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
                 if text.strip():
                     yield place, text.removesuffix("\n").removesuffix("\r")
@@ -210,7 +233,7 @@ def _decoded(place: str, line: bytes) -> str:
 
 
 def _json_rows(file: Path, array_allowed: bool) -> Iterator[Row]:
-    lines = _lines(file)
+    lines = _lines(file, sys.maxsize - 1 if array_allowed else LONGEST_LINE)
     first = next(lines, None)
     if first is None:
         return
@@ -234,7 +257,7 @@ def _parsed(place: str, text: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{place}: not valid JSON ({error.msg} at {where}); write one JSON object a line") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{place}: JSON that cannot be read ({error}); remove the line") from error
 
 
@@ -247,12 +270,11 @@ def _object(place: str, value: Any) -> Mapping[str, Any]:
 def _parquet_rows(file: Path) -> Iterator[Row]:
     number = 0
     try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}:{number}", row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        for batch in batches(file, 256):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file}:{number}", row
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise DataError(f"{file}: not a readable Parquet file after row {number} ({reason}); write it again") from error
 
@@ -305,8 +327,7 @@ def messages_and_gold(
     """
     name = "messages" if column == "prompt" and "prompt" not in row else column
     if name not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{place}: no column {column!r} (columns: {there}); name yours in prompts.column")
+        raise DataError(f"{place}: no column {column!r} (columns: {_columns(row)}); name yours in prompts.column")
     messages = _messages(place, name, row[name])
     answer: str | None = None
     if messages and messages[-1].role == "assistant":
@@ -321,7 +342,7 @@ def messages_and_gold(
     if gold is not None:
         answer = _gold(place, gold, row.get(gold))
     elif answer is None and "instruction_id_list" in row:  # IFEval: what a constraints judge checks
-        answer = gold_of(row)
+        answer = _instructions(place, row)
     elif answer is None:
         bad = "completion" if is_labelled(row) and not row["label"] else None
         found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if key != bad and _is_gold(row.get(key))]
@@ -329,9 +350,23 @@ def messages_and_gold(
     return messages, answer
 
 
+def _columns(row: Mapping[str, Any]) -> str:
+    named = ", ".join(str(name)[:40] for name in islice(row, 20))
+    return f"{named}, …" if len(row) > 20 else named or "none"
+
+
+def _instructions(place: str, row: Mapping[str, Any]) -> str:
+    if "kwargs" not in row:
+        raise DataError(f"{place}: instruction_id_list without kwargs; give one object for each instruction")
+    try:
+        return clean(place, "kwargs", gold_of(row))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{place}: instruction_id_list and kwargs must be plain JSON values ({error})") from error
+
+
 def _messages(place: str, key: str, value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):
-        return (Message(VERBATIM, _text(place, key, value)),)
+        return (Message(VERBATIM, clean(place, key, value)),)
     if isinstance(value, list):
         return tuple(_message(place, f"{key}[{index}]", item) for index, item in enumerate(value))
     raise DataError(f"{place}: {key} must be a string or a list of messages, got {_shown(value)}")
@@ -347,7 +382,7 @@ def _message(place: str, key: str, value: Any) -> Message:
         raise DataError(f"{place}: {key}.content must be a string, got {_shown(content)}")
     if value.get("tool_calls"):
         raise DataError(f"{place}: {key} has tool_calls, which are not read; remove the row or write them as content")
-    return Message(_text(place, f"{key}.role", role), _text(place, f"{key}.content", content))
+    return Message(clean(place, f"{key}.role", role), clean(place, f"{key}.content", content))
 
 
 def _is_gold(value: Any) -> bool:
@@ -362,24 +397,12 @@ def _gold(place: str, key: str, value: Any) -> str | None:
         return None
     if isinstance(last, bool) or not isinstance(last, (str, int, float)):
         raise DataError(f"{place}: {key} must be a string, a number or a list of messages, got {_shown(value)}")
-    return _text(place, key, str(last))
+    return clean(place, key, str(last))
 
 
 def _last_content(value: Any) -> Any:
     is_messages = isinstance(value, list) and value and isinstance(value[-1], dict)
     return value[-1].get("content") if is_messages else value
-
-
-def _text(place: str, key: str, text: str) -> str:
-    if "\0" in text:
-        raise DataError(f"{place}: {key} has a null character at position {text.index(chr(0)) + 1}; remove it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: {key} has half a surrogate pair at position {error.start + 1}; correct the \\u escape"
-        ) from error
-    return text
 
 
 def _shown(value: Any) -> str:

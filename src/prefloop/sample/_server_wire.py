@@ -104,9 +104,13 @@ def _logps(found: Any, chat: bool) -> tuple[list[Any], tuple[float, ...] | None]
         rows = [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
         names, values = [row.get("token") for row in rows], [row.get("logprob") for row in rows]
     else:
-        names, values = found.get("tokens") or [], found.get("token_logprobs") or []
+        names, values = _list(found.get("tokens")), _list(found.get("token_logprobs"))
     logps = tuple(float(v) for v in values if isinstance(v, int | float) and math.isfinite(v))
     return list(names), logps if logps and len(logps) == len(values) else None
+
+
+def _list(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def _ids(found: Any) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""Made-up run folders for tests of reports."""
+"""Run folders and finished runs as the loop leaves them, with made-up policies and no model."""
 
 import random
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import Building, Key, open_artifact, write_json
+from prefloop.evaluate.compare_data import Ended, Measured, Method
 from prefloop.evaluate.heldout import Findings, baseline_metrics, candidate_metrics
 from prefloop.evaluate.summary import metric_json
 from prefloop.rows import (
@@ -24,6 +25,7 @@ from prefloop.rows import (
     prompt_id,
 )
 
+ATTACK = '</p><script>alert("x")</script><img src=x onerror=alert(1)>&amp; {{ 7*7 }} javascript:\u202e"\'>'
 PLAIN = "Tom had a red ball and he was {0} to play in the park with his {0} dog . They ran and ran until it was {0}"
 
 
@@ -172,3 +174,31 @@ class SyntheticRun:
 
 def _json(held_out: Findings) -> dict[str, Any]:
     return {name: metric_json(m) for name, m in held_out.metrics.items()}
+
+
+def metric_json_named(estimator: str) -> dict[str, Any]:
+    return {"value": 1.0, "low": None, "high": None, "n": 3, "unit": estimator, "estimator": estimator}
+
+
+def ended(prompts=range(40), shift=0.0, **changes):
+    scores = {f"p{i}": (shift + (i * 7) % 11,) for i in prompts}
+    metric = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 40, "unit": "score", "estimator": ""}
+    metrics = {"judge_score": metric, "length": metric | {"unit": "tokens"}}
+    values = {
+        "scores": scores,
+        "start": {name: (5.0,) for name in scores},
+        "judge": "lexicon",
+        "sampling": "temperature 1, top-p 1",
+        "start_digest": "d",
+        "metrics": metrics,
+        "curve": (metrics, metrics),
+        "accepted": 1,
+        "rounds": 1,
+        **dict.fromkeys(("samples", "pairs", "updates", "tokens_sampled", "tokens_trained", "tokens_evaluated"), 100),
+        "seconds": 1.0,
+    }
+    return Ended(**(values | changes))
+
+
+def method(name, *runs, target=None, varied=None):
+    return Method(name, target or name, tuple(Measured(i, name, run) for i, run in enumerate(runs)), varied or {})
