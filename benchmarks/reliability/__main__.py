@@ -4,8 +4,6 @@ The same command goes on after a stop: results are in OUT/results.jsonl, and wha
 """
 
 import argparse
-import itertools
-import json
 import os
 import random
 import shlex
@@ -60,11 +58,13 @@ def main(arguments: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the command line's description."""
     found = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__)
-    found.add_argument("--share", type=float, default=1.0, help="share of the trials, drawn by the seed; default all")
-    found.add_argument("--random", type=int, default=40, help="trials of each signal at random moments, default 40")
+    found.add_argument(
+        "--share", type=float, default=0.5, help="share of trials at write points beside SIGKILL, which has all"
+    )
+    found.add_argument("--random", type=int, default=30, help="trials of each signal at random moments, default 30")
     found.add_argument("--real", type=int, default=8, help="of these again in processes of their own, default 8")
     found.add_argument("--each", type=int, default=5, help="trials of each failure of the machine, default 5")
-    found.add_argument("--damages", type=int, default=400, help="damaged files, drawn by the seed, default 400")
+    found.add_argument("--damages", type=int, default=600, help="damaged files, drawn by the seed, default 600")
     found.add_argument("--quick", action="store_true", help="a few trials of most kinds, as the tests do")
     found.add_argument("--kinds", default="", metavar="TEXT", help="only kinds that contain TEXT")
     found.add_argument("--minutes", type=float, default=1e6, help="begin no trial after so many minutes")
@@ -77,21 +77,19 @@ def parser() -> argparse.ArgumentParser:
 def ready(out: Path) -> Bench:
     """Make the run that nobody disturbs, note its write points, and time it."""
     whole, hits = out / "whole", out / "points.txt"
-    timing = out / "seconds.json"
-    if not timing.is_file():
+    if not (whole / "report.html").is_file():
         shutil.rmtree(whole, ignore_errors=True)
         hits.unlink(missing_ok=True)
         fork(subject.command(whole), out / "whole.log", Fault("none", whole, frozenset(), hits)).wait()
-        began = time.monotonic()
-        shutil.rmtree(out / "timed", ignore_errors=True)
-        ended = fork(subject.command(out / "timed"), out / "timed.log").wait()
-        seconds = time.monotonic() - began
-        lost, names = subject.lost(out / "timed", whole)
-        if ended is None or ended.code or lost or names:
-            raise SystemExit(f"two undisturbed runs differ, or do not end: {names} {ended}")
-        timing.write_text(json.dumps(seconds), encoding="utf-8")
+    shutil.rmtree(out / "timed", ignore_errors=True)
+    began = time.monotonic()
+    ended = fork(subject.command(out / "timed"), out / "timed.log").wait()
+    seconds = time.monotonic() - began
+    lost, names = subject.lost(out / "timed", whole)
+    if ended is None or ended.code or lost or names:
+        raise SystemExit(f"two undisturbed runs differ, or do not end: {names} {ended}")
     points = tuple(dict.fromkeys(hits.read_text(encoding="utf-8").splitlines()))
-    return Bench(out, whole, json.loads(timing.read_text(encoding="utf-8")), points)
+    return Bench(out, whole, seconds, points)
 
 
 def all_trials(bench: Bench, asked: argparse.Namespace) -> Iterator[Trial]:
@@ -100,8 +98,9 @@ def all_trials(bench: Bench, asked: argparse.Namespace) -> Iterator[Trial]:
         yield from a_few(bench, asked.seed)
         return
     rng = random.Random(f"share {asked.seed}")
-    at_points = itertools.chain.from_iterable(kills.at_points(bench, action) for action in kills.ACTIONS)
-    yield from (t for t in at_points if rng.random() < asked.share)
+    for action in kills.ACTIONS:
+        share = 1.0 if action == "kill" and asked.share > 0 else asked.share
+        yield from (t for t in kills.at_points(bench, action) if rng.random() < share)
     for number in (signal.SIGKILL, signal.SIGTERM):
         yield from kills.at_random(bench, number, asked.random, asked.seed)
         yield from kills.at_random(bench, number, asked.real, asked.seed, real=True)
