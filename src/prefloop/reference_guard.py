@@ -29,8 +29,8 @@ def unchanged_reference(run: Run, reference: PolicyRef | None, job: Job) -> Iter
     """Compare the reference at the start and at the end of a round's training.
 
     Looked at are its files against the digest that the run knows; frozen weights of the model in training, which are
-    the reference where it has an adapter; the reference in memory where it is shared; and, at the start, a few of the
-    stored log-probs against live ones.
+    the reference where it has an adapter; on a CPU the reference in memory, where it is shared; and, at the start, a
+    few of the stored log-probs against live ones. On a GPU no other model than the trained one stays in memory.
 
     Raises:
         CorruptArtifact: its files changed, or the stored log-probs are not its own.
@@ -43,9 +43,14 @@ def unchanged_reference(run: Run, reference: PolicyRef | None, job: Job) -> Iter
     _check_files(reference, "before training")
     lm = causal_lm.load(reference.path, precision="auto", device=run.recipe.train.device)
     _check_stored(run, lm, job)
-    before = _sums(lm.model, job.model)
+    models = [job.model, lm.model]
+    if lm.device.type != "cpu":
+        # A GPU's memory is for training; whoever needs the reference there loads it again.
+        del models[1], lm
+        causal_lm.forget()
+    before = _sums(*models)
     yield
-    changed = [name for name, value in _sums(lm.model, job.model).items() if before.get(name, value) != value]
+    changed = [name for name, value in _sums(*models).items() if before.get(name, value) != value]
     if changed:
         raise TrainingDiverged(
             f"training changed the reference: {changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''}. "
@@ -79,9 +84,10 @@ def _check_stored(run: Run, lm: causal_lm.CausalLM, job: Job) -> None:
         )
 
 
-def _sums(reference: nn.Module, trained: nn.Module) -> dict[str, tuple[int, int]]:
+def _sums(trained: nn.Module, reference: nn.Module | None = None) -> dict[str, tuple[int, int]]:
     """Return a checksum of every weight that must not change, by name."""
-    found = {f"reference {name}": _sum(p) for name, p in reference.named_parameters()}
+    named = () if reference is None else reference.named_parameters()
+    found = {f"reference {name}": _sum(p) for name, p in named}
     return found | {name: _sum(p) for name, p in trained.named_parameters() if _is_base(name, p)}
 
 
