@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from prefloop.train.checkpoint import TrainingState, newest_state, read_state
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
 
@@ -95,3 +97,9 @@ def save_tiny_policy(folder: Path, architecture: str = "llama", chat: bool = Tru
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def newest(folder: Path, device: torch.device | None = None) -> TrainingState | None:
+    """Return the newest whole training state in `folder`."""
+    step = newest_state(folder)
+    return None if step is None else read_state(folder, step, device or torch.device("cpu"))

@@ -14,7 +14,7 @@ from prefloop.artifact import write_text
 from prefloop.components import FOLDERS, component_class
 from prefloop.errors import ConfigError
 from prefloop.launch import read_target
-from prefloop.recipe import build_recipe, flow_yaml
+from prefloop.recipe import Spec, build_recipe, flow_yaml
 
 PLACEHOLDERS = (
     "policy=path/to/model",
@@ -42,7 +42,7 @@ def _model_lines(model: BaseModel, depth: int) -> Iterator[str]:
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         yield from _comment(info.description or "", depth)
-        if depth == 0 and name in FOLDERS and value is not None:
+        if depth == 0 and name in FOLDERS and isinstance(value, Spec):
             yield f"{name}:"
             yield from _component_lines(name, value.kind, value.settings())
         elif isinstance(value, BaseModel):

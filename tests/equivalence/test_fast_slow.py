@@ -15,13 +15,12 @@ from prefloop.models.adapters import adapter_parameters, add_lora, add_twin, mer
 from prefloop.models.training import checkpoint_activations
 from prefloop.protocols import Quiet
 from prefloop.rows import StepLog, TokenizedPair
-from prefloop.train.checkpoint import load_state
 from prefloop.train.fast_slow import MODULES, FastSlow, _Race, objectives
 from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import make_optimizer, take_steps, train
-from tiny import tiny_model
+from tiny import newest, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -223,7 +222,7 @@ def test_the_training_state_holds_both_modules_the_role_and_the_window(tmp_path)
     calls = itertools.count(1)
     with pytest.raises(Interrupted):
         FastSlow(check_every=3)(job(tmp_path), Quiet(), lambda: next(calls) == 2)
-    state = load_state(tmp_path, CPU)
+    state = newest(tmp_path, CPU)
     assert state.notes == {"fast_module": 0.0}
     assert state.weights["window"].min() > 0
     for module in MODULES:
@@ -239,7 +238,7 @@ def test_the_window_goes_on_after_a_stop(tmp_path):
         for stop_after in stops:
             with pytest.raises(Interrupted):
                 FastSlow()(job(tmp_path / name), Quiet(), lambda done=done, last=stop_after: next(done) == last)
-        windows.append(load_state(tmp_path / name, CPU).weights["window"].tolist())
+        windows.append(newest(tmp_path / name, CPU).weights["window"].tolist())
     assert windows[0] == windows[1]
     assert windows[0][0] < 9 * math.log(2) + 0.5
 

@@ -14,13 +14,12 @@ from prefloop.losses.simpo import SimPO
 from prefloop.models import causal_lm
 from prefloop.protocols import Quiet
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
-from prefloop.train.checkpoint import load_state
 from prefloop.train.job import Job
 from prefloop.train.noise_game import NoiseGame, _Round
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import train
-from tiny import save_tiny_policy
+from tiny import newest, save_tiny_policy
 
 LOUD = {"noise_learning_rate": 0.05, "penalty": 0.01}
 GAMES = [
@@ -233,7 +232,7 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(game, stop_after, e
 def test_the_training_state_holds_the_noise_head_and_its_moments(policy, tmp_path):
     with pytest.raises(Interrupted):
         GAMES[1](job(policy, tmp_path), Quiet(), lambda: True)
-    state = load_state(tmp_path, torch.device("cpu"))
+    state = newest(tmp_path, torch.device("cpu"))
     names = {"noise.weight", "noise.bias", "noise.down"}
     assert names <= set(state.weights)
     assert {f"{name}.exp_avg_sq" for name in names} <= set(state.moments)

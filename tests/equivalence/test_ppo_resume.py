@@ -14,13 +14,12 @@ from prefloop.models.logps import TokenGroup
 from prefloop.models.value_head import FILE, ValueModel, value_model_for
 from prefloop.protocols import Quiet
 from prefloop.rows import StepLog, TokenizedPair
-from prefloop.train.checkpoint import load_state
 from prefloop.train.group_advantage import GroupAdvantage
 from prefloop.train.job import Job
 from prefloop.train.ppo import PPO
 from prefloop.train.reference import rows_of
 from prefloop.train.settings import TrainSettings
-from tiny import save_tiny_policy
+from tiny import newest, save_tiny_policy
 
 RULES = [PPO(value_learning_rate=1e-2), GroupAdvantage(), GroupAdvantage("leave_one_out", False, "sequence")]
 NAMES = ["ppo", "grpo", "rloo"]
@@ -154,7 +153,7 @@ def test_the_value_model_learns_and_the_next_round_goes_on_with_it(policy, tmp_p
 def test_the_training_state_holds_the_value_model_and_its_moments(policy, tmp_path):
     with pytest.raises(Interrupted):
         RULES[0](job(policy, tmp_path), Quiet(), lambda: True)
-    state = load_state(tmp_path / ".state", torch.device("cpu"))
+    state = newest(tmp_path / ".state", torch.device("cpu"))
     assert {"value.head.weight", "value.decoder.norm.weight"} <= set(state.weights)
     assert "value.head.weight.exp_avg_sq" in state.moments
 

@@ -15,12 +15,12 @@ from prefloop.losses.dpo import DPO
 from prefloop.protocols import Quiet
 from prefloop.rows import TokenizedPair
 from prefloop.train import update
-from prefloop.train.checkpoint import load_state, save_state
+from prefloop.train.checkpoint import save_state
 from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import learning_rate, train
-from tiny import tiny_model
+from tiny import newest, tiny_model
 
 
 def pairs(count: int = 10) -> list[TokenizedPair]:
@@ -156,7 +156,7 @@ def test_a_missing_part_of_the_state_is_an_error_unless_it_is_waived(tmp_path, p
     first, calls = job(tmp_path), itertools.count(1)
     with pytest.raises(Interrupted):
         train(first, Quiet(), lambda: next(calls) == 2)
-    state = load_state(tmp_path, torch.device("cpu"))
+    state = newest(tmp_path, torch.device("cpu"))
     name = "model.norm.weight"
     tensors = getattr(state, part)
     kept = {n: v for n, v in tensors.items() if not n.startswith(name)}

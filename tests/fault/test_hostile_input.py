@@ -1,5 +1,6 @@
 """Hostile input for every reader: a result, or an error that names the place. The long run is `make fuzz`."""
 
+import json
 import os
 import random
 
@@ -10,6 +11,7 @@ from benchmarks.reliability.fuzz import Count, fuzz, give, unclear
 from benchmarks.reliability.mutate import mutated
 from benchmarks.reliability.readers import Reader, readers
 from prefloop.artifact import Key, load_artifact, locked, open_artifact
+from prefloop.disk import sealed
 from prefloop.errors import ConfigError, CorruptArtifact, DataError, PrefloopError, printable
 from prefloop.launch import read_recipe
 from prefloop.prompts.dataset import read_prompts
@@ -159,7 +161,8 @@ def test_a_manifest_with_a_name_that_leads_out_is_refused(tmp_path, name):
     artifact(tmp_path / "s").finish()
     manifest = tmp_path / "s" / "manifest.json"
     escaped = name.replace("\0", "\\u0000")
-    manifest.write_text(manifest.read_text().replace("part-00000.parquet", escaped), encoding="utf-8")
+    forged = json.loads(manifest.read_text().replace("part-00000.parquet", escaped))
+    manifest.write_text(json.dumps(sealed(forged)), encoding="utf-8")
     with pytest.raises(CorruptArtifact, match="no name inside the folder"):
         load_artifact(tmp_path / "s", Prompt)
 

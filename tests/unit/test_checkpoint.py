@@ -3,7 +3,8 @@ import torch
 
 from prefloop.errors import CorruptArtifact
 from prefloop.rows import StepLog
-from prefloop.train.checkpoint import TrainingState, load_state, optimizer_moments, restore_moments, save_state
+from prefloop.train.checkpoint import TrainingState, optimizer_moments, restore_moments, save_state
+from tiny import newest
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,7 @@ def test_the_newest_state_is_loaded_and_two_are_kept(tmp_path):
     for step in (1, 2, 3):
         save_state(tmp_path, state(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    found = load_state(tmp_path, CPU)
+    found = newest(tmp_path, CPU)
     assert found.step == 3
     assert found.weights["w"].equal(torch.full((2, 3), 3.0))
     assert found.steps == state(3).steps
@@ -33,12 +34,12 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(tmp_path, name,
     path.unlink()
     if damage != "delete":
         path.write_bytes(data[:-3] if damage == "truncate" else bytes(len(data)))
-    assert load_state(tmp_path, CPU).step == 1
+    assert newest(tmp_path, CPU).step == 1
     assert (tmp_path / "step-00000002.damaged-1").is_dir()
 
 
 def test_no_state_is_none(tmp_path):
-    assert load_state(tmp_path, CPU) is None
+    assert newest(tmp_path, CPU) is None
 
 
 def test_moments_go_back_by_name():

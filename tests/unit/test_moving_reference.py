@@ -18,13 +18,12 @@ from prefloop.models import causal_lm
 from prefloop.models.adapters import add_lora, merge_lora, merged_weights
 from prefloop.protocols import Quiet
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
-from prefloop.train.checkpoint import load_state
 from prefloop.train.job import Job
 from prefloop.train.moving_reference import MovingReference, follow
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import plan_of, train
-from tiny import save_tiny_policy, tiny_model
+from tiny import newest, save_tiny_policy, tiny_model
 
 
 def pairs(count: int = 10) -> list[TokenizedPair]:
@@ -193,7 +192,7 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(lora, stop_after, e
     calls = itertools.count(1)
     with pytest.raises(Interrupted, match=f"after step {stop_after} of 8"):
         trainer(job(policy, tmp_path / "b", lora, checkpoint_every=every), Quiet(), lambda: next(calls) == stop_after)
-    state = load_state(tmp_path / "b", torch.device("cpu"))
+    state = newest(tmp_path / "b", torch.device("cpu"))
     assert any(name.startswith("reference.model.layers.0.") for name in state.weights)
     resumed, found = run(trainer, job(policy, tmp_path / "b", lora, checkpoint_every=every))
     assert resumed == curve
