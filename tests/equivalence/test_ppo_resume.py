@@ -1,6 +1,7 @@
 """PPO and group baselines: resumed equals uninterrupted, microbatches change nothing, the value model goes on."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from prefloop.models.logps import TokenGroup
 from prefloop.models.value_head import FILE, ValueModel, value_model_for
 from prefloop.protocols import Quiet
 from prefloop.rows import StepLog, TokenizedPair
+from prefloop.train import group_advantage, ppo, update
 from prefloop.train.group_advantage import GroupAdvantage
 from prefloop.train.job import Job
 from prefloop.train.ppo import PPO
@@ -104,6 +106,24 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(rule, stop_after, e
     assert again.equal(weights)
     if isinstance(rule, PPO):
         assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_the_memory_probe_of_a_gpu_computes_what_a_step_does_and_moves_nothing(rule, policy, tmp_path, monkeypatch):
+    _, weights = run(rule, job(policy, tmp_path / "a"))
+    computed = []
+
+    def probed(one, players, accumulate, progress, stop, probe):
+        plan = update.plan_of(one)
+        update.probe_memory(one, plan, lambda batch: computed.append(probe(batch).mean("loss", len(batch[0]))))
+        return update.take_steps(one, players, accumulate, progress, stop, probe=probe)
+
+    for module in (ppo, group_advantage):
+        monkeypatch.setattr(module, "take_steps", probed)
+    _, again = run(rule, job(policy, tmp_path / "b"))
+    assert again.equal(weights)
+    assert len(computed) == 1
+    assert math.isfinite(computed[0])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)

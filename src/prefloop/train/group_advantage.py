@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -106,7 +107,8 @@ class GroupAdvantage:
         plain, advantages = self.advantages(rollouts, rewards)
         named = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
         play = Play(self, job, rollouts, advantages, plain)
-        return take_steps(job, [Player(named, make_optimizer(named, job.settings))], play.accumulate, progress, stop)
+        player = Player(named, make_optimizer(named, job.settings))
+        return take_steps(job, [player], play.accumulate, progress, stop, probe=partial(play.accumulate, 0))
 
     def advantages(self, rollouts: Sequence[Rollout], rewards: Sequence[float]) -> tuple[list[float], list[float]]:
         """Return A of every rollout before and after scaling. A rollout of weight k stands for k of its group.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -127,7 +128,8 @@ class PPO:
         if job.settings.gradient_checkpointing:
             checkpoint_activations(value.model)
         play = Play(self, job, rollouts, value, self.advantages(job, rollouts, value))
-        curve = take_steps(job, self.players(job, value), play.accumulate, progress, stop)
+        probe = partial(play.accumulate, 0)
+        curve = take_steps(job, self.players(job, value), play.accumulate, progress, stop, probe=probe)
         if job.team.main:
             value.save(job.state_folder.parent)
         return curve

@@ -71,6 +71,7 @@ class RewardModel:
             lambda step, microbatches: self._accumulate(job, microbatches),
             progress,
             stop,
+            probe=lambda microbatches: self._accumulate(job, microbatches),
         )
 
     def _accumulate(self, job: Job, microbatches: Sequence[Sequence[int]]) -> Totals:

@@ -144,18 +144,20 @@ def train(job: Job, progress: Progress, stop: Callable[[], bool]) -> list[StepLo
     return take_steps(job, [Player(named, make_optimizer(named, job.settings))], accumulate, progress, stop)
 
 
-def take_steps(
+def take_steps(  # noqa: PLR0913  the last two by name, where a trainer has them
     job: Job,
     players: Sequence[Player],
     accumulate: Callable[[int, Sequence[Sequence[int]]], Totals],
     progress: Progress,
     stop: Callable[[], bool],
     carried: Carried | None = None,
+    probe: Callable[[Sequence[Sequence[int]]], object] | None = None,
 ) -> list[StepLog]:
     """Go through the plan of steps: gradients by `accumulate(step, microbatches)`, then a step of every player.
 
     The first player is the policy, whose gradient norm is logged. A player without gradients does not move. Names of
-    parameters, and of what is `carried`, differ. Raises as `train` does.
+    parameters, and of what is `carried`, differ. `probe` computes gradients for the memory probe and changes nothing
+    else; by default those of the loss alone. Raises as `train` does.
     """
     carried = carried or Carried()
     settings, team = job.settings, job.team
@@ -168,7 +170,8 @@ def take_steps(
     # On a GPU a look at the numbers waits for the device: there only where they are logged, or may be skipped.
     look_always = on_cpu or settings.skip_nonfinite > 0
     if not on_cpu:
-        probe_memory(job, plan)
+        probe_memory(job, plan, probe)
+        _step(players, False)
     progress.start("train", len(plan), "steps", done=first)
     for step in range(first, len(plan)):
         rate = learning_rate(step, len(plan), settings)
@@ -254,7 +257,7 @@ def require_whole_steps(job: Job, plan: Sequence[Sequence[Sequence[int]]]) -> No
         )
 
 
-def probe_memory(job: Job, plan: Plan) -> None:
+def probe_memory(job: Job, plan: Plan, compute: Callable[[Sequence[Sequence[int]]], object] | None = None) -> None:
     """Compute the largest microbatch once before the first step, so that memory ends now or not at all.
 
     Raises:
@@ -264,7 +267,10 @@ def probe_memory(job: Job, plan: Plan) -> None:
     largest = plan.longest()
     tokens = int(plan.pairs.lengths[largest].sum())
     try:
-        _accumulate(job, [largest], check_start=False)
+        if compute is None:
+            _accumulate(job, [largest], check_start=False)
+        else:
+            compute([largest])
     except torch.OutOfMemoryError as error:
         remedy = f"lower train.tokens_per_microbatch (now {job.settings.tokens_per_microbatch})"
         if len(largest) == 1:
