@@ -39,7 +39,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         hint = f" {_the(first).capitalize() if first == START else first} comes first all the same"
         hint += f", and uncorrected {near} would pass; more seeds narrow the intervals most." if near else "."
         return (
-            f"No difference is real: {_listed(names)} cannot be told apart after Holm's correction of "
+            f"No difference is shown: {_listed(names)} cannot be told apart after Holm's correction of "
             f"{len(found['duels'])} comparisons, on {found['prompts']} held-out prompts with {counted}.{hint}"
         )
     return (
