@@ -1,7 +1,7 @@
 """The capacity model against measured peak memory, on a CPU in float32: `python -m benchmarks.memory`.
 
 Each case trains two steps of two microbatches of a Llama-shaped model from random weights, in a process of its own. The
-growth of its resident memory's peak, from before the model was made, is compared with `prefloop.capacity`.
+growth of its resident memory's peak, from before the model was made, is compared with `prefloop plan --gpus`
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefloop.capacity import MIB, Shape, training_memory
+from prefloop.commands.plan_capacity import MIB, Shape, training_memory
 from prefloop.losses.simpo import SimPO
 from prefloop.models.adapters import add_lora
 from prefloop.models.training import checkpoint_activations

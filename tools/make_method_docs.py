@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from prefloop import recipes
+from prefloop.commands.init import field_docs
 from prefloop.components import class_of, kinds
-from prefloop.template import field_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {

@@ -124,8 +124,8 @@ def check(
     recipe, _ = read_recipe(target, overrides or [])
     found = _printed(data_findings(recipe, against or ()))
     if not data_only and worst(found) != "error":
+        from prefloop.commands.check import policy_findings
         from prefloop.loop import check_combination
-        from prefloop.preflight import policy_findings
 
         found += _printed(policy_findings(recipe, out or Path("runs"), check_combination, forward=not no_forward))
     bad = [f.name for f in found if f.severity == "error" or (strict and f.severity == "warning")]
@@ -168,7 +168,7 @@ def plan(
     from prefloop.launch import read_recipe
 
     if gpus is not None:
-        from prefloop.capacity import Load, capacity
+        from prefloop.commands.plan_capacity import Load, capacity
 
         if target is not None and "=" in target:  # no method was named, so that a setting stands in its place
             overrides, target = [target, *(overrides or [])], None
@@ -177,8 +177,8 @@ def plan(
     elif target is None:
         raise ConfigError("plan: name a method or a recipe file, or --gpus 8xH100 --model 8B for formulas alone")
     else:
-        from prefloop.planning import Prices
-        from prefloop.planning import plan as make_plan
+        from prefloop.commands.plan import Prices
+        from prefloop.commands.plan import plan as make_plan
 
         recipe, _ = read_recipe(target, overrides or [])
         lines = make_plan(recipe, Prices(price_per_call, price_per_million_tokens), probe, ask_judge).lines()
@@ -208,7 +208,7 @@ def init(
     file: Annotated[Path | None, typer.Option("--file", help="Where to write. Default: METHOD.yaml")] = None,
 ) -> None:
     """Write a commented recipe file for your model and prompts."""
-    from prefloop.template import write_template
+    from prefloop.commands.init import write_template
 
     path = file or Path(f"{target}.yaml")
     write_template(path, target, overrides or [])
@@ -250,9 +250,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where results go. Default: runs/evaluate-NAME")] = None,
 ) -> None:
     """Measure a policy on held-out prompts, or on tasks of lm-evaluation-harness."""
+    from prefloop.commands.evaluate import evaluate as measure
+    from prefloop.commands.evaluate import evaluate_tasks
     from prefloop.evaluate.terminal import evaluation_table, tasks_table
-    from prefloop.evaluation import evaluate as measure
-    from prefloop.evaluation import evaluate_tasks
     from prefloop.launch import read_policy, run_of
 
     recipe = read_policy(target, overrides or [])
@@ -297,8 +297,8 @@ def credit(
 ) -> None:
     """Show which tokens a policy likes better than its reference: credit maps of completions. See docs/credit.md."""
     from prefloop.artifact import write_text
-    from prefloop.credit import Asked
-    from prefloop.credit import credit as find_credit
+    from prefloop.commands.credit import Asked
+    from prefloop.commands.credit import credit as find_credit
     from prefloop.evaluate.credit_page import credit_page
     from prefloop.evaluate.credit_terminal import credit_lines
 
@@ -344,8 +344,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare methods, or finished runs, under one budget; the same command goes on after a stop."""
-    from prefloop.compare import compare as compare_all
-    from prefloop.compare import read_asked
+    from prefloop.commands.compare import compare as compare_all
+    from prefloop.commands.compare import read_asked
     from prefloop.evaluate.compare_report import PAGE
     from prefloop.evaluate.compare_words import leaderboard, robustness
     from prefloop.evaluate.compare_words import markdown as as_markdown
@@ -383,7 +383,7 @@ def export(
     to: Annotated[Path, typer.Argument(help="A folder (policy) or a .jsonl file (pairs) that does not exist yet.")],
 ) -> None:
     """Copy the best policy, or all pairs in TRL's format, out of a run."""
-    from prefloop.export import export_pairs, export_policy
+    from prefloop.commands.export import export_pairs, export_policy
 
     _require_run(run_folder)
     actions: dict[str, Callable[[Path, Path], str]] = {"policy": export_policy, "pairs": export_pairs}
@@ -403,8 +403,8 @@ def new_prompts(
     similarity: Annotated[float, typer.Option(help="ROUGE-L with another prompt from which one is dropped.")] = 0.7,
 ) -> None:
     """Let the policy write prompts in the manner of the recipe's, as Self-Instruct does; use them by prompts=FILE."""
+    from prefloop.commands.new_prompts import Asked, make_prompts
     from prefloop.launch import read_recipe
-    from prefloop.new_prompts import Asked, make_prompts
     from prefloop.prompts.self_instruct import Limits
 
     recipe, _ = read_recipe(target, overrides or [])
@@ -488,7 +488,7 @@ def schema() -> None:
 
 
 def _smoke(recipe: Any, root: Path, keep: bool) -> None:
-    from prefloop.smoke import smoke
+    from prefloop.commands.smoke import smoke
 
     with _bars() as (progress, stop):
         done = smoke(recipe, root, keep, progress=progress, stop=stop)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from prefloop import evaluation
 from prefloop.cli import app
+from prefloop.commands import evaluate as evaluation
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from tiny import write_jsonl

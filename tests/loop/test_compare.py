@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from prefloop.artifact import load_artifact
 from prefloop.cli import app
-from prefloop.compare import compare, read_asked
+from prefloop.commands.compare import compare, read_asked
 from prefloop.errors import ConfigError, DataError, Interrupted
 from prefloop.inputs import embedded_prompts
 from prefloop.prompts.dataset import read_prompts

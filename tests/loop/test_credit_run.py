@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from prefloop.artifact import load_artifact
 from prefloop.cli import app
-from prefloop.credit import Asked, credit
+from prefloop.commands.credit import Asked, credit
 from prefloop.errors import ConfigError, DataError
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe

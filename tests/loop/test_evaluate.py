@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from prefloop.cli import app
+from prefloop.commands.evaluate import evaluate
 from prefloop.errors import ConfigError
-from prefloop.evaluation import evaluate
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_policy, read_recipe
 from prefloop.loop import run

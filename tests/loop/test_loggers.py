@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 
 from prefloop.artifact import load_artifact
+from prefloop.commands.small import shrunk
 from prefloop.components import build
 from prefloop.errors import ConfigError
 from prefloop.launch import read_recipe
@@ -13,7 +14,6 @@ from prefloop.loggers import _package
 from prefloop.loop import run
 from prefloop.recipe import Spec
 from prefloop.rows import StepLog
-from prefloop.small import shrunk
 from prefloop.watch import Watch, named
 
 SMALL = [

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from prefloop import cli
+from prefloop.commands.plan import Prices, Stopwatch, _calls, _seconds, plan
+from prefloop.commands.smoke import smoke
 from prefloop.errors import DataError
 from prefloop.judge.llm import Llm
 from prefloop.launch import read_recipe
 from prefloop.loop import run
-from prefloop.planning import Prices, Stopwatch, _calls, _seconds, plan
-from prefloop.smoke import smoke
 
 SETTINGS = [
     "prompts_per_round=32",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefloop.artifact import load_artifact
+from prefloop.commands.evaluate import evaluate
 from prefloop.errors import ConfigError
-from prefloop.evaluation import evaluate
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_policy, read_recipe
 from prefloop.loop import run

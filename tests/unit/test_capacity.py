@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefloop.capacity import GIB, GPUS, SHAPES, Load, capacity, read_gpus, training_memory
+from prefloop.commands.plan_capacity import GIB, GPUS, SHAPES, Load, capacity, read_gpus, training_memory
 from prefloop.errors import ConfigError
 from prefloop.train.settings import LoraSettings, TrainSettings
 

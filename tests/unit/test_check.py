@@ -15,13 +15,13 @@ from prefloop.check.finding import Finding, quantiles
 from prefloop.check.judging import judge_findings
 from prefloop.check.model import model_findings
 from prefloop.check.space import disk_bytes, memory_bytes, shape_of
+from prefloop.commands.check import policy_findings
 from prefloop.components import build_parts
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import check_combination
 from prefloop.models import causal_lm
-from prefloop.preflight import policy_findings
 from prefloop.protocols import RoundContext
 from prefloop.recipe import Recipe
 from prefloop.rows import Completion, Message, PolicyRef, Prompt, SampleGroup, TokenizedPair, Verdict

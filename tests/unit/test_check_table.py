@@ -11,11 +11,11 @@ import pytest
 
 from prefloop.check.data import data_findings
 from prefloop.check.model import model_findings
+from prefloop.commands.check import policy_findings
 from prefloop.components import build_parts
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import check_combination
-from prefloop.preflight import policy_findings
 from prefloop.rows import TokenizedPair
 from tiny import write_jsonl
 

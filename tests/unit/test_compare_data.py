@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from prefloop.budget import Entry, completions_of, equalise, planned_updates
+from prefloop.commands.compare_budget import Entry, completions_of, equalise, planned_updates
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.compare_data import Measured, Method, common_scores
 from prefloop.evaluate.compare_report import result

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import tiny
 from prefloop.cli import app
-from prefloop.credit import CAVEAT, Asked, credit
+from prefloop.commands.credit import CAVEAT, Asked, credit
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.credit import (
     Credit,

@@ -7,11 +7,11 @@ from itertools import combinations
 import pytest
 from typer.testing import CliRunner
 
-from prefloop import new_prompts
 from prefloop.cli import app
+from prefloop.commands import new_prompts
+from prefloop.commands.new_prompts import Asked, make_prompts
 from prefloop.errors import ConfigError, DataError
 from prefloop.launch import read_recipe
-from prefloop.new_prompts import Asked, make_prompts
 from prefloop.prompts.self_instruct import Limits, Pool, read_tasks, request, rouge_l
 from prefloop.protocols import Quiet
 from prefloop.rows import Completion, SampleGroup

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import read_json
+from prefloop.commands.credit_sources import Item, Models, of_file, of_run
 from prefloop.correct._splitting import Decoding, cut, reach_of, separator, step_ends
-from prefloop.credit_sources import Item, Models, of_file, of_run
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.bootstrap import paired_bootstrap
 from prefloop.evaluate.credit import (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefloop.artifact import set_aside
+from prefloop.commands.small import shrunk
 from prefloop.components import build_parts
 from prefloop.errors import DataError
 from prefloop.loop import run
 from prefloop.protocols import Progress
 from prefloop.recipe import Recipe
-from prefloop.small import shrunk
 
 PROMPTS = (4, 16, 64)
 """Prompts of the first attempt, and of the next ones where no two completions got different scores."""

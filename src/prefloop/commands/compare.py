@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import load_artifact, locked
-from prefloop.budget import Entry, equalise
+from prefloop.commands.compare_budget import Entry, equalise
+from prefloop.commands.compare_ood import Bench, read_outside
 from prefloop.components import build_parts
 from prefloop.errors import ConfigError, DataError, TrainingDiverged
 from prefloop.evaluate.compare_data import Elsewhere, Ended, Measured, Method
@@ -23,7 +24,6 @@ from prefloop.launch import read_recipe
 from prefloop.ledger import SUMMARY
 from prefloop.loop import check_combination
 from prefloop.loop import run as run_loop
-from prefloop.ood import Bench, read_outside
 from prefloop.prompts.dataset import PromptSet
 from prefloop.protocols import Progress, Quiet
 from prefloop.recipe import Recipe, flow_yaml, for_round, read_override, read_yaml

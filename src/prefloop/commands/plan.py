@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import read_json
+from prefloop.commands.small import SCRIPT, scripted_judge, shrunk
 from prefloop.components import Parts, build_parts
 from prefloop.inputs import held_out, resolve_prompts
 from prefloop.judge.llm import Llm
 from prefloop.ledger import SUMMARY
 from prefloop.loop import run
 from prefloop.recipe import Recipe
-from prefloop.small import SCRIPT, scripted_judge, shrunk
 
 PROBE_PROMPTS = 64
 """Prompts of the probe, and held-out prompts of its evaluation; one part of a run, so that batches are as large."""

@@ -1,0 +1,1 @@
+"""What stands behind the commands beside `run`: one file for each, named like it, and what only it needs."""
