@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -137,9 +136,7 @@ class Plan(Sequence[Step]):
             raise IndexError(step)
         epoch, place = divmod(step, self.steps_per_epoch)
         chosen = self._order(epoch)[place * self.pairs_per_step :][: self.pairs_per_step]
-        largest, first = self._of_owner
-        step_pairs = chosen[np.lexsort((chosen, first[chosen], largest[chosen]))]
-        return list(self.cut(step_pairs.tolist(), self.budget))
+        return list(self.cut(self._by_size(chosen).tolist(), self.budget))
 
     def longest(self) -> list[int]:
         """Return the microbatch with the most tokens; of a long plan, the most among steps of the longest pairs."""
@@ -174,13 +171,14 @@ class Plan(Sequence[Step]):
         place = np.argsort(stream.permutation(len(first)))
         return pairs[np.argsort(place[by_appearance[group]], kind="stable")]
 
-    @cached_property
-    def _of_owner(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return for each pair the tokens of its prompt's largest pair, and that prompt's first pair."""
-        _, first, group = np.unique(self.pairs.owners, return_index=True, return_inverse=True)
-        largest = np.zeros(len(first), np.int32)
-        np.maximum.at(largest, group, self.pairs.lengths.sum(1, dtype=np.int32))
-        return largest[group], first[group]
+    def _by_size(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a step's pairs with prompts of similar size side by side, each prompt's pairs in their own order."""
+        _, group = np.unique(self.pairs.owners[step], return_inverse=True)
+        largest = np.zeros(len(step), np.int64)
+        np.maximum.at(largest, group, self.pairs.lengths[step].sum(1))
+        first = np.full(len(step), len(self.pairs))
+        np.minimum.at(first, group, step)
+        return step[np.lexsort((step, first[group], largest[group]))]
 
     def tokens(self, pairs: Sequence[int]) -> int:
         """Return the tokens of some pairs, each with its own context."""

@@ -29,17 +29,18 @@ class PairStore(Sequence[TokenizedPair]):
 
     def __init__(self, artifact: Artifact[TokenizedPair]) -> None:
         """Read lengths and contexts of every pair; the rest is read when asked for."""
-        self._paths: list[Path] = []
-        lengths, owners = [np.zeros((0, 4), np.int32)], [np.zeros(0, np.int64)]
+        self._paths = list[Path]()
+        lengths, owners = np.empty((artifact.rows, 4), np.int32), np.empty(artifact.rows, np.int64)
+        starts = [0]
         for path in artifact.part_paths():
             table = pq.read_table(path, columns=[*SIDES, "views"])
+            rows = slice(starts[-1], starts[-1] + len(table))
             sides = [pc.list_value_length(table[side]).to_numpy() for side in SIDES]
-            lengths.append(np.stack([*sides, _view_tokens(table["views"])], axis=1).astype(np.int32))
-            ids = pc.list_flatten(table["context"]).to_numpy()
-            owners.append(context_numbers(ids, sides[0]))
+            lengths[rows] = np.stack([*sides, _view_tokens(table["views"])], axis=1)
+            owners[rows] = context_numbers(pc.list_flatten(table["context"]).to_numpy(), sides[0])
+            starts.append(rows.stop)
             self._paths.append(path)
-        starts = np.cumsum([0, *map(len, owners[1:])], dtype=np.int64)
-        self.pairs = PairIndex(np.concatenate(lengths), np.concatenate(owners), starts)
+        self.pairs = PairIndex(lengths, owners, np.array(starts, np.int64))
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
