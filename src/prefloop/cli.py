@@ -380,16 +380,15 @@ def report(run_folder: RunFolder) -> None:
 def export(
     what: Annotated[str, typer.Argument(help="policy: the best policy's folder; pairs: all pairs as JSONL.")],
     run_folder: RunFolder,
-    to: Annotated[Path, typer.Argument(help="A folder (policy) or a .jsonl file (pairs) that does not exist yet.")],
+    to: Annotated[
+        str, typer.Argument(help="A folder (policy) or .jsonl file (pairs) yet to be, or s3://… and the like.")
+    ],
 ) -> None:
     """Copy the best policy, or all pairs in TRL's format, out of a run."""
-    from prefloop.commands.export import export_pairs, export_policy
+    from prefloop.commands.export import export_to
 
     _require_run(run_folder)
-    actions: dict[str, Callable[[Path, Path], str]] = {"policy": export_policy, "pairs": export_pairs}
-    if what not in actions:
-        raise ConfigError(f"export: {what!r} cannot be exported; choose policy or pairs")
-    console.print(actions[what](run_folder, to), markup=False, highlight=False, soft_wrap=True)
+    console.print(export_to(what, run_folder, to), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="new-prompts")

@@ -2,15 +2,38 @@
 
 import json
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefloop.artifact import KEY, MANIFEST, load_artifact, replacing
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluate.summary import read_summary
+from prefloop.remote import is_address, send
 from prefloop.rows import VERBATIM, PreferencePair
 
 _RUN_FILES = {KEY, MANIFEST}
+
+
+def export_to(what: str, root: Path, to: str) -> str:
+    """Copy `what`, the best `policy` or all `pairs` of a run, to a path or an address such as `s3://bucket/policy`.
+
+    Raises:
+        ConfigError: nothing of that name can be exported, or something is at `to` already.
+        DataError: the run has nothing to export yet.
+
+    """
+    actions: dict[str, Callable[[Path, Path], str]] = {"policy": export_policy, "pairs": export_pairs}
+    if what not in actions:
+        raise ConfigError(f"export: {what!r} cannot be exported; choose policy or pairs")
+    if not is_address(to):
+        return actions[what](root, Path(to))
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "made"
+        said = actions[what](root, local)
+        send(local, to)
+    return said.replace(str(local), to)
 
 
 def export_policy(root: Path, to: Path) -> str:

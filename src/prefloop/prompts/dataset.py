@@ -19,6 +19,7 @@ from prefloop.columns import UNREADABLE, batches
 from prefloop.constraints.instructions import gold_of
 from prefloop.errors import ConfigError, DataError
 from prefloop.prompts.candidates import candidates, clean, is_labelled, with_explicit_prompt
+from prefloop.remote import fetched, is_address
 from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Candidate, Message, Prompt, prompt_id
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
@@ -158,12 +159,16 @@ def read_rows(path: str, split: str = "train") -> Iterator[Row]:
       start with the split's name, as on the hub, only those are read.
     - a folder written by `datasets.save_to_disk`, or the name of a hub data set as `owner/name` or
       `owner/name:config`: needs the `hf-data` extra. A local file or folder of the same name comes first.
+    - any of these files or folders at an address such as `s3://bucket/prompts.parquet`: see `remote`.
 
     Raises:
         ConfigError: no such source, or a source of unknown type.
         DataError: a file cannot be decoded.
 
     """
+    if is_address(path):
+        yield from _fetched_rows(path, split)
+        return
     source = Path(path).expanduser()
     if path and source.is_dir():
         yield from _folder_rows(source, split)
@@ -173,6 +178,16 @@ def read_rows(path: str, split: str = "train") -> Iterator[Row]:
         raise ConfigError(f"prompts.path: no file or folder {path!r} in {Path.cwd()}; check the name")
     else:
         yield from _hub_rows(path, split)
+
+
+def _fetched_rows(address: str, split: str) -> Iterator[Row]:
+    """Yield the rows of a source somewhere else; places and errors name the address, not the copy."""
+    with fetched(address) as copy:
+        try:
+            for place, row in read_rows(str(copy), split):
+                yield place.replace(str(copy), address), row
+        except (ConfigError, DataError) as error:
+            raise type(error)(str(error).replace(str(copy), address)) from error
 
 
 def _looks_like_file(path: str) -> bool:
