@@ -204,7 +204,7 @@ _DISK = {
     errno.ENFILE: "close other programs",
 }
 """What can be wrong with a disk, and what to do."""
-_OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc|can't start new thread", re.IGNORECASE)
 _GOES_ON = "What is finished is kept, and the same command goes on"
 
 

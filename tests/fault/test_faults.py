@@ -155,6 +155,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         (OSError(errno.EROFS, "Read-only file system", "/r/x"), "mount it for writing"),
         (MemoryError(), "memory ran out"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
+        (RuntimeError("can't start new thread"), "memory ran out"),
     ],
 )
 def test_a_machine_that_fails_is_told_with_a_remedy(error, words):
