@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prefloop import evidence, ledger, reward_run, stages, training, trust
+from prefloop import ahead, evidence, ledger, reward_run, stages, training, trust
 from prefloop.artifact import Artifact, load_artifact, locked, read_json
 from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
@@ -184,8 +184,8 @@ def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary:
     """Sample and judge the held-out prompts with the policy as it comes: what every round is compared with."""
     context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, policy, scratch=scratch_of(here.root))
     folder = here.root / "start"
-    samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
-    judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
+    draw = _draw(here, held_out=True)
+    samples, judged = ahead.sampled_and_judged(here, folder, holdout, draw, _eval_judge(here), context)
     summary["start"] = evidence.start_facts(here, samples, judged)
     return Standing(policy, judged, policy, policy, judged, versions=[policy])
 
@@ -212,12 +212,13 @@ def _round(
 
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, standing.margins)
     asked = stages.take_prompts(here, folder / "0-prompts", usable_prompts(prompts, here.parts), ask)
-    samples = stages.sample(here, folder / "1-samples", list(asked), _draw(here), context)
-    judged = stages.judge(here, folder / "2-judged", samples, _judge(here), context)
-    corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
-    pairs = stages.pair(here, folder / "3-pairs", corrected, context)
     replayed = standing.pairs[max(0, number - recipe.replay) :]
     reference = reference_of(here, start, standing.start)
+    scored = ahead.Scored(replayed, reference, start)
+    with ahead.scoring(here, folder, scored, _judge(here), context):
+        samples, judged = ahead.sampled_and_judged(here, folder, list(asked), _draw(here), _judge(here), context)
+    corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
+    pairs = stages.pair(here, folder / "3-pairs", corrected, context)
     batches = training.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
     lineage = Lineage(number, start, reference, _card(here, number, start, reference), standing.past)
     policy = training.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
@@ -258,8 +259,8 @@ def _round(
 def _evaluate(here: Run, folder: Path, policy: PolicyRef, holdout: list[Prompt], standing: Standing) -> Evaluation:
     """6-report: the new policy on the held-out prompts, against the start and the best so far, and the decision."""
     context = RoundContext(here.recipe.seed, EVALUATION_ROUND, policy, standing.start, scratch=scratch_of(here.root))
-    samples = stages.sample(here, folder / "1-samples", holdout, _draw(here, held_out=True), context)
-    judged = stages.judge(here, folder / "2-judged", samples, _eval_judge(here), context)
+    draw = _draw(here, held_out=True)
+    samples, judged = ahead.sampled_and_judged(here, folder, holdout, draw, _eval_judge(here), context)
     logps = evidence.start_logps(here, folder / "3-start-logps", judged, standing.start)
     decision = evidence.decide(
         here, folder / "4-decision", judged, logps, (standing.start_judged, standing.best_judged), policy.round

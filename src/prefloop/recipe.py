@@ -203,6 +203,9 @@ class Recipe(_Settings):
     loggers: Annotated[tuple[Component, ...], BeforeValidator(_several)] = ()
     """Where numbers are sent beside the run's own files: tensorboard, wandb, trackio, each a name or {kind: …} with its
     settings. Default: nowhere. They change no result."""
+    overlap: bool = True
+    """Where the sampler or the judge waits on an endpoint: judge completions and score pairs under the reference while
+    others are still being drawn. Changes no result."""
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPU threads. auto: one for models under 5 M parameters, else measured when a run begins, and kept."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from prefloop import shelf
 from prefloop.artifact import Artifact, Building, Key, StoredPart
 from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
@@ -83,18 +84,19 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield part
 
 
-def write_parts(
+def write_parts(  # noqa: PLR0913  the last two by name
     run: Run,
     building: Building[R],
     inputs: Sequence[Sequence[T] | StoredPart[T]],
     make: Callable[[Sequence[T]], Iterable[R]],
     label: str,
     count: Callable[[Iterable[R]], Mapping[str, Any]] | None = None,
+    ahead: Callable[[int, Sequence[T]], Iterable[R] | None] = lambda *_: None,
 ) -> Artifact[R]:
     """Make one part from each of `inputs`, those that are missing, and finish the artifact with what `count` says.
 
     At most one part is in memory at a time, unless `inputs` are. Ranks that make it together take parts as they come
-    to them; what is in a part does not depend on who makes it.
+    to them; what is in a part does not depend on who makes it. `ahead` returns what was made of a part beforehand.
     """
     team = run.team if building.shared else ALONE
     began = time.monotonic()
@@ -105,7 +107,9 @@ def write_parts(
         part = inputs[index]
         if building.has_part(index):
             continue
-        building.write_part(index, make(list(part)))
+        rows = list(part)
+        known = ahead(index, rows)
+        building.write_part(index, make(rows) if known is None else known)
         run.progress.advance(len(part))
         run.check_stop(f"{label}, part {index + 1} of {len(inputs)}")
     team.gathered()
@@ -208,6 +212,16 @@ class Draw:
 
 def sample(run: Run, path: Path, prompts: Sequence[Prompt], draw: Draw, context: RoundContext) -> Artifact[SampleGroup]:
     """1-samples: completions of each prompt by `context.policy`."""
+    key = samples_key(run, prompts, draw, context)
+    opened = run.open(path, key, SampleGroup, together=divisible(draw.sampler))
+    if isinstance(opened, Artifact):
+        return opened
+    parts = chunks(prompts, run.recipe.prompts_per_part)
+    return write_parts(run, opened, parts, lambda part: draw.sampler(part, context), "sample", _sample_facts)
+
+
+def samples_key(run: Run, prompts: Sequence[Prompt], draw: Draw, context: RoundContext) -> Key:
+    """Return what 1-samples depends on."""
     settings = {
         "sampler": draw.settings,
         "seed": context.seed,
@@ -217,11 +231,7 @@ def sample(run: Run, path: Path, prompts: Sequence[Prompt], draw: Draw, context:
     inputs = {"prompts": digest_of([p.prompt_id for p in prompts]), "policy": context.policy.digest}
     if uses_versions(draw.sampler):
         inputs |= {f"version-{i}": version.digest for i, version in enumerate(context.versions)}
-    opened = run.open(path, Key("samples", settings, inputs), SampleGroup, together=divisible(draw.sampler))
-    if isinstance(opened, Artifact):
-        return opened
-    parts = chunks(prompts, run.recipe.prompts_per_part)
-    return write_parts(run, opened, parts, lambda part: draw.sampler(part, context), "sample", _sample_facts)
+    return Key("samples", settings, inputs)
 
 
 def _sample_facts(groups: Iterable[SampleGroup]) -> dict[str, int]:
@@ -246,18 +256,49 @@ def judge(
     run: Run, path: Path, samples: Artifact[SampleGroup], named: NamedJudge, context: RoundContext
 ) -> Artifact[JudgedGroup]:
     """2-judged: every completion with its score; the prompts' gold answers too, where `named` says so."""
-    settings = {"judge": key_of(named.judge, named.kind), "with_gold": named.with_gold}
-    key = Key("judged", settings, {"samples": samples.digest})
+    key = Key("judged", judging_settings(named), {"samples": samples.digest})
     opened = run.open(path, key, JudgedGroup, together=divisible(named.judge))
-    if isinstance(opened, Artifact):
-        return opened
+    if isinstance(opened, Building):
+        made = judged_ahead(path, named) if run.team.main and shelf.folder_of(path).is_dir() else None
 
-    def make(found: Sequence[SampleGroup]) -> Iterator[JudgedGroup]:
-        groups = [_with_gold(g) for g in found] if named.with_gold else found
-        verdicts = named.judge(groups, context)
-        return (judged_group(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True))
+        def ahead(index: int, groups: Sequence[SampleGroup]) -> list[JudgedGroup] | None:
+            found = made.take(index) if made else None
+            return found if found is not None and judges_these(found, groups, named) else None
 
-    return write_parts(run, opened, samples.stored_parts(), make, "judge")
+        parts = samples.stored_parts()
+        opened = write_parts(run, opened, parts, lambda g: judge_part(g, named, context), "judge", ahead=ahead)
+    if run.team.main:
+        shelf.clear(path)
+    return opened
+
+
+def judging_settings(named: NamedJudge) -> dict[str, Any]:
+    """Return the settings that 2-judged depends on."""
+    return {"judge": key_of(named.judge, named.kind), "with_gold": named.with_gold}
+
+
+def judge_part(groups: Sequence[SampleGroup], named: NamedJudge, context: RoundContext) -> list[JudgedGroup]:
+    """Return the groups with the judge's verdicts."""
+    groups = [_with_gold(g) for g in groups] if named.with_gold else groups
+    verdicts = named.judge(groups, context)
+    return [judged_group(g, v, named.kind) for g, v in zip(groups, verdicts, strict=True)]
+
+
+def judged_ahead(path: Path, named: NamedJudge) -> shelf.Shelf[JudgedGroup]:
+    """Return what was judged for 2-judged in folder `path` while its samples were being drawn."""
+    return shelf.Shelf.of(path, ahead_key(named), JudgedGroup)
+
+
+def ahead_key(named: NamedJudge) -> Key:
+    """Return what judging ahead depends on, beside the completions."""
+    return Key("judged", judging_settings(named))
+
+
+def judges_these(judged: Sequence[JudgedGroup], groups: Sequence[SampleGroup], named: NamedJudge) -> bool:
+    """Return whether `judged` are these groups, completion by completion."""
+    groups = [_with_gold(g) for g in groups] if named.with_gold else groups
+    drawn = [(g.prompt, g.completions, g.policy, g.round, g.temperature, g.top_p) for g in groups]
+    return drawn == [(g.prompt, g.completions, g.policy, g.round, g.temperature, g.top_p) for g in judged]
 
 
 def _with_gold(group: SampleGroup) -> SampleGroup:

@@ -3,12 +3,13 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prefloop import shelf
 from prefloop.artifact import Artifact, Building, Key, load_artifact
 from prefloop.combine import NOTHING_PAST, Past, combined
 from prefloop.components import key_of
@@ -43,54 +44,124 @@ def batch(
         DataError: every pair was dropped.
 
     """
-    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
-    inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
-    inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
-    opened = run.open(path, Key("batches", settings, inputs), TokenizedPair, together=True)
-    if isinstance(opened, Artifact):
-        return opened
+    opened = run.open(path, _batches_key(run, pairs, reference, policy), TokenizedPair, together=True)
+    if isinstance(opened, Building):
+        opened = _batched(run, opened, pairs, Scorer.of(run, reference, policy))
+    if run.team.main:
+        shelf.clear(path)
+    return opened
+
+
+def _batched(
+    run: Run, opened: Building[TokenizedPair], pairs: Sequence[Artifact[PreferencePair]], scorer: "Scorer"
+) -> Artifact[TokenizedPair]:
     began = time.monotonic()
-    train_settings = run.recipe.train
-    lm = causal_lm.load((reference or policy).path, precision="auto", device=train_settings.device)
-    encoding = Encoding(
-        partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
-    )
-    sampled_by = reference.digest if reference else None
-    layout, why = layout_of(run, lm.model)
-    score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
-    cache = _reference_cache(run, reference, lm)
     facts = BatchFacts()
     total = sum(artifact.rows for artifact in pairs)
+    made = scored_ahead(run, opened.path, scorer) if shelf.folder_of(opened.path).is_dir() else None
     run.progress.start("reference", total, "pairs")
-    tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, facts.dropped, sampled_by)
-    for index, part in enumerate(batched(tokenized, PAIRS_PER_PART)):
+    for index, part in enumerate(scorer.parts((p for artifact in pairs for p in artifact), facts.dropped)):
         facts.count(part)
         mine = index % run.team.size == run.team.rank
         # The main rank looks into every part: what the artifact says of them is its to say.
-        use_sampler = (mine or run.team.main) and reference is not None and _sampler_serves(part, score, facts)
+        use_sampler = (mine or run.team.main) and scorer.sampler_serves(part, facts)
         if mine and not opened.has_part(index):
-            if reference is not None and not use_sampler:
-                part = cache.score(part, score) if cache else score(part)
+            known = None if made is None or use_sampler else made.take(index)
+            if known is not None and [_unscored(p) for p in known] == [_unscored(p) for p in part]:
+                part = known
+            elif not use_sampler:
+                part = scorer.scored(part)
             opened.write_part(index, part)
             run.check_stop("reference log-probs")
         run.progress.advance(len(part))
     run.team.gathered()
     run.progress.finish()
-    if cache and cache.used:
-        run.progress.say(f"reference log-probs: those of {cache.used} pairs were in {cache.folder}")
+    if scorer.cache and scorer.cache.used:
+        run.progress.say(f"reference log-probs: those of {scorer.cache.used} pairs were in {scorer.cache.folder}")
     if not facts.pairs:
-        raise DataError(f"{path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
+        raise DataError(f"{opened.path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
     return opened.finish(
-        {**facts.as_dict(with_reference=reference is not None), "layout": layout, "layout_why": why},
+        {
+            **facts.as_dict(with_reference=scorer.reference is not None),
+            "layout": scorer.layout,
+            "layout_why": scorer.layout_why,
+        },
         seconds=time.monotonic() - began,
     )
 
 
-def _reference_cache(run: Run, reference: PolicyRef | None, lm: causal_lm.CausalLM) -> ReferenceCache | None:
-    folder = run.recipe.train.reference_cache
-    if reference is None or folder is None:
-        return None
-    return ReferenceCache.of(Path(folder).expanduser(), reference.digest, lm.model)
+def _batches_key(
+    run: Run, pairs: Sequence[Artifact[PreferencePair]], reference: PolicyRef | None, policy: PolicyRef
+) -> Key:
+    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
+    inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
+    inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
+    return Key("batches", settings, inputs)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Makes parts of tokenized pairs, and puts the log-probs of `reference` beside them."""
+
+    lm: causal_lm.CausalLM
+    reference: PolicyRef | None
+    encoding: Encoding
+    layout: str
+    layout_why: str
+    tokens_per_batch: int
+    cache: ReferenceCache | None
+
+    @classmethod
+    def of(cls, run: Run, reference: PolicyRef | None, policy: PolicyRef) -> "Scorer":
+        """Return the scorer of a round; loads the reference, or `policy` where there is none."""
+        settings = run.recipe.train
+        lm = causal_lm.load((reference or policy).path, precision="auto", device=settings.device)
+        encoding = Encoding(
+            partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), settings.max_tokens
+        )
+        layout, why = layout_of(run, lm.model)
+        cache = None
+        if reference is not None and settings.reference_cache is not None:
+            cache = ReferenceCache.of(Path(settings.reference_cache).expanduser(), reference.digest, lm.model)
+        return cls(lm, reference, encoding, layout, why, settings.tokens_per_microbatch, cache)
+
+    def parts(self, pairs: Iterable[PreferencePair], dropped: Counter[str]) -> Iterator[list[TokenizedPair]]:
+        """Yield the parts of 4-batches, with the sampler's log-probs at the most; what is left out is counted."""
+        sampled_by = self.reference.digest if self.reference else None
+        return batched(tokenize_pairs(pairs, self.encoding, dropped, sampled_by), PAIRS_PER_PART)
+
+    def sampler_serves(self, part: Sequence[TokenizedPair], facts: "BatchFacts") -> bool:
+        """Return whether the sampler's log-probs can stand for the reference's: measured on pairs all over the part."""
+        if self.reference is None or any(
+            p.reference_chosen is None or p.reference_rejected is None or p.views for p in part
+        ):
+            return False
+        probe = part[:: max(1, len(part) // SPOT_CHECKS)][:SPOT_CHECKS]
+        gap = sampler_gap(probe, self._live(probe))
+        facts.sampler_gap = max(gap, facts.sampler_gap or 0.0)
+        facts.sampler_parts += gap <= SAMPLER_GAP
+        return gap <= SAMPLER_GAP
+
+    def scored(self, part: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        """Return the part with the reference's log-probs; as it is where there is no reference."""
+        if self.reference is None:
+            return list(part)
+        return self.cache.score(part, self._live) if self.cache else self._live(part)
+
+    def _live(self, part: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        return score_reference(self.lm.model, part, layout=self.layout, tokens_per_batch=self.tokens_per_batch)
+
+
+def scored_ahead(run: Run, path: Path, scorer: Scorer) -> shelf.Shelf[TokenizedPair]:
+    """Return the parts of 4-batches in folder `path` that were scored while completions were being judged."""
+    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
+    reference = {"reference": scorer.reference.digest} if scorer.reference else {}
+    return shelf.Shelf.of(path, Key("batches", settings, reference), TokenizedPair)
+
+
+def _unscored(pair: TokenizedPair) -> TokenizedPair:
+    views = tuple(replace(view, reference=None) for view in pair.views)
+    return replace(pair, reference_chosen=None, reference_rejected=None, views=views)
 
 
 @dataclass
@@ -116,21 +187,6 @@ class BatchFacts:
         facts: dict[str, Any] = {"pairs": self.pairs, "dropped": dict(self.dropped), "tokens": self.tokens}
         facts["reference_logps"] = sources.get(self.sampler_parts, "both") if with_reference else "none"
         return facts if self.sampler_gap is None else facts | {"sampler_gap": self.sampler_gap}
-
-
-def _sampler_serves(
-    part: Sequence[TokenizedPair],
-    score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]],
-    facts: BatchFacts,
-) -> bool:
-    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the part."""
-    if any(p.reference_chosen is None or p.reference_rejected is None or p.views for p in part):
-        return False
-    probe = part[:: max(1, len(part) // SPOT_CHECKS)][:SPOT_CHECKS]
-    gap = sampler_gap(probe, score(probe))
-    facts.sampler_gap = max(gap, facts.sampler_gap or 0.0)
-    facts.sampler_parts += gap <= SAMPLER_GAP
-    return gap <= SAMPLER_GAP
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ comes with a model is never run.
 
 import hashlib
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ _POLICY_FILES = (
 )
 _KEPT = 2
 _cache: OrderedDict[tuple[str, torch.dtype, str], "CausalLM"] = OrderedDict()
+_loading = threading.RLock()
+"""Held while the cache is looked at or filled: threads that work ahead load models too."""
 
 
 @dataclass
@@ -170,25 +173,30 @@ def load(
     place = choose_device(device)
     dtype = choose_dtype(precision, place)
     digest = folder_digest(folder)
+    if not cache:
+        return _loaded(folder, digest, dtype, place)
     key = (digest, dtype, str(place))
-    if cache and key in _cache:
+    with _loading:
+        if key not in _cache:
+            _cache[key] = _loaded(folder, digest, dtype, place)
+            _cache[key].model.requires_grad_(False)
+            if len(_cache) > _KEPT:
+                _cache.popitem(last=False)
         _cache.move_to_end(key)
         return replace(_cache[key], path=str(folder))
+
+
+def _loaded(folder: Path, digest: str, dtype: torch.dtype, place: torch.device) -> CausalLM:
     with quiet():
         tokenizer = load_tokenizer(folder)
         model = _load_model(folder, dtype).to(place).eval()
-    lm = CausalLM(model, tokenizer, str(folder), digest, _stop_ids(model, tokenizer))
-    if cache:
-        model.requires_grad_(False)
-        _cache[key] = lm
-        if len(_cache) > _KEPT:
-            _cache.popitem(last=False)
-    return lm
+    return CausalLM(model, tokenizer, str(folder), digest, _stop_ids(model, tokenizer))
 
 
 def forget() -> None:
     """Drop every model that `load` keeps."""
-    _cache.clear()
+    with _loading:
+        _cache.clear()
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
