@@ -27,6 +27,8 @@ LONGEST_RETRY_AFTER = 600.0
 """Seconds up to which a server's Retry-After is waited for."""
 CONNECT_WITHIN = 10.0
 """Seconds in which a connection must stand, however long a reply may take."""
+MOST_SAID = 500
+"""Characters of a server's own words that are repeated."""
 FATAL = (401, 403, 404)
 """Status with which a server refuses the key, or does not know the model."""
 _OUTAGE = (408, 409, 425, 429)
@@ -133,7 +135,7 @@ class Address:
         except errors.APIConnectionError as error:
             return Trouble(self._clean(f"{error} {error.__cause__ or ''}"), again=True)
         except errors.APIStatusError as error:
-            return self._trouble(error.status_code, error.response.headers, error.body, str(error))
+            return self._trouble(error.status_code, error.response.headers, error.body)
         except (ValueError, RecursionError):
             return Trouble("the response is not JSON", again=True, status=200)
 
@@ -151,10 +153,11 @@ class Address:
         named = f"the key in {self.api_key_env}" if self.api_key_env else "no key (name its variable in api_key_env)"
         return f"{self.place}.api_key_env: {self.base_url} refuses {named}: {found.why}"
 
-    def _trouble(self, status: int, headers: Any, body: Any, text: str) -> Trouble:
+    def _trouble(self, status: int, headers: Any, body: Any) -> Trouble:
         code = body.get("code") if isinstance(body, dict) else None
         again = (status in _OUTAGE or status >= 500) and code != "insufficient_quota"
-        why = self._clean(f"HTTP {status}: {text}")
+        said = _said(body)
+        why = self._clean(f"HTTP {status}: {said}" if said else f"HTTP {status}")
         if code == "insufficient_quota":
             return Trouble(why, again=True, after=float("inf"), status=status)
         return Trouble(why, again, retry_after(headers) if again else None, status)
@@ -163,7 +166,14 @@ class Address:
         """Return one short line without the key, which some servers repeat."""
         key = self.key()
         line = " ".join(text.split())
-        return (line.replace(key, "***") if key else line)[:300]
+        return (line.replace(key, "***") if key else line)[:MOST_SAID]
+
+
+def _said(body: Any) -> str:
+    """Return what an error's body says; the client's own text leaves out what is not in OpenAI's form."""
+    if isinstance(body, dict):
+        body = next((body[name] for name in ("message", "detail", "error") if body.get(name)), body)
+    return body if isinstance(body, str) else json.dumps(body) if body else ""
 
 
 def offer(models: Sequence[str]) -> str:

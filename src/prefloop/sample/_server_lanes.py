@@ -58,6 +58,7 @@ class Lanes:
     retries: int
     stopped: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _queue: list[object] = field(default_factory=list)
 
     def send(self, attempt: Callable[[Lane], R | Trouble]) -> R | Trouble:
         """Return what `attempt` brings, or trouble that will not pass. May be called by many threads.
@@ -89,18 +90,27 @@ class Lanes:
 
     def _take(self) -> Lane:
         with self._changed:
-            while True:
-                if self.stopped:
-                    raise Stopped("sampler: stopped")
-                now = time.monotonic()
-                free = [lane for lane in self.lanes if lane.due <= now and lane.running < self._room(lane)]
-                if free:
-                    lane = min(free, key=lambda lane: (lane.failures, lane.running))
-                    lane.running += 1
-                    return lane
-                self._lose_patience(now)
-                later = [lane.due - now for lane in self.lanes if lane.due > now]
-                self._changed.wait(min([*later, 1.0]))
+            ticket = object()
+            self._queue.append(ticket)  # first come, first served: what a dead endpoint was asked waits no longer
+            try:
+                return self._wait(ticket)
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def _wait(self, ticket: object) -> Lane:
+        while True:
+            if self.stopped:
+                raise Stopped("sampler: stopped")
+            now = time.monotonic()
+            free = [lane for lane in self.lanes if lane.due <= now and lane.running < self._room(lane)]
+            if free and self._queue[0] is ticket:
+                lane = min(free, key=lambda lane: (lane.failures, lane.running))
+                lane.running += 1
+                return lane
+            self._lose_patience(now)
+            later = [lane.due - now for lane in self.lanes if lane.due > now]
+            self._changed.wait(min([*later, 1.0]))
 
     def _room(self, lane: Lane) -> int:
         return 1 if lane.failures else self.concurrency

@@ -238,7 +238,8 @@ class Server:
         url = ", ".join(one.address.base_url for one in lanes.lanes)
         if found.status in (401, 403):
             return lane.address.key_refused(found)
-        if found.status in FATAL:
+        # transformers serve with a model of its own says 400 for any other.
+        if found.status in FATAL or (found.status in LEVEL_REFUSED and lane.model in found.why):
             offered = lane.address.offered(lane.client)
             more = "" if isinstance(offered, Trouble) else offer(offered)
             serve = f"; serve it, for example with vllm serve {lane.model}" if self.model == POLICY else ""
