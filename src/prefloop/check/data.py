@@ -22,8 +22,8 @@ def trains_on_data(recipe: Recipe) -> bool:
     return recipe.sampler.kind == "given"
 
 
-def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Finding]:
-    """Yield what can be known from recipe and data files alone.
+def data_findings(recipe: Recipe, against: Sequence[Path] = (), prompts: PromptSet | None = None) -> Iterator[Finding]:
+    """Yield what can be known from recipe and data files alone; `prompts` are the recipe's where they are read already.
 
     Raises:
         ConfigError: prompts are not set, or there is no such source.
@@ -37,9 +37,8 @@ def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Find
     if recipe.prompts is None:
         raise ConfigError("prompts: not set; give a .jsonl, .parquet or data-set path (prompts=PATH), or `embedded`")
     found = scan(recipe.prompts)
-    prompts: PromptSet | None = None
     try:
-        prompts = resolve_prompts(recipe)
+        prompts = prompts or resolve_prompts(recipe)
     except DataError as error:
         if not found.unreadable and not found.different:
             yield Finding("prompts", "error", str(error), advice="correct the data")
@@ -48,10 +47,10 @@ def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Find
     yield from pair_findings(found, trains_on_data(recipe))
 
 
-def data_warnings(recipe: Recipe) -> list[str]:
+def data_warnings(recipe: Recipe, prompts: PromptSet | None = None) -> list[str]:
     """Return the cheap warnings that a run notes in its summary; the same data give the same ones."""
     return [
         f"{finding.text}, such as {finding.examples[0]}" if finding.examples else finding.text
-        for finding in data_findings(recipe)
+        for finding in data_findings(recipe, prompts=prompts)
         if finding.severity == "warning" and finding.name not in IN_NOTES
     ]
