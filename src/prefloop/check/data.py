@@ -5,9 +5,9 @@ from pathlib import Path
 
 from prefloop.check.config import check_names
 from prefloop.check.finding import Finding, counted
-from prefloop.check.pairs import pair_findings
-from prefloop.check.prompts import prompt_findings
-from prefloop.check.scan import scan
+from prefloop.check.pairs import Pairs, pair_findings
+from prefloop.check.prompts import Repeated, prompt_findings
+from prefloop.check.scan import Readable, scan
 from prefloop.errors import ConfigError, DataError
 from prefloop.prompt_inputs import resolve_prompts
 from prefloop.prompts.dataset import PromptSet
@@ -36,15 +36,19 @@ def data_findings(recipe: Recipe, against: Sequence[Path] = (), prompts: PromptS
         yield Finding("configuration", "error", str(error), advice="correct the settings")
     if recipe.prompts is None:
         raise ConfigError("prompts: not set; give a .jsonl, .parquet or data-set path (prompts=PATH), or `embedded`")
-    found = scan(recipe.prompts)
+    wrong: DataError | None = None
+    readable = Readable()
     try:
         prompts = prompts or resolve_prompts(recipe)
     except DataError as error:
-        if not found.unreadable and not found.different:
-            yield Finding("prompts", "error", str(error), advice="correct the data")
+        wrong = error
+    repeats, pairs = Repeated(), Pairs()
+    found = scan(recipe.prompts, repeats, pairs, *([] if prompts else [readable]))
+    if wrong and not found.unreadable and not found.different:
+        yield Finding("prompts", "error", str(wrong), advice="correct the data")
     yield from counted("unreadable_rows", found.unreadable, "rows cannot be read", "correct or remove them", "error")
-    yield from prompt_findings(recipe, prompts or found.readable, found, against)
-    yield from pair_findings(found, trains_on_data(recipe))
+    yield from prompt_findings(recipe, prompts or readable.prompts(), found, repeats, against)
+    yield from pair_findings(found, pairs, trains_on_data(recipe))
 
 
 def data_warnings(recipe: Recipe, prompts: PromptSet | None = None) -> list[str]:
