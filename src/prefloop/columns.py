@@ -26,6 +26,7 @@ MOST_UNPACKED = 100
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, KeyError, TypeError)
 """What pyarrow raises on a file that is damaged, or holds other values than its schema says."""
 _FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {}
+_DECODERS: dict[Any, Callable[[Any], Any]] = {}
 
 
 def _without_none(hint: Any) -> Any:
@@ -98,6 +99,13 @@ def _given(name: str, value: Any, decode: Callable[[Any], Any], required: bool) 
     return decode(value)
 
 
+def decoder(record: type[R]) -> Callable[[dict[str, Any]], R]:
+    """Return the function that turns what `to_plain` made of a record back into it; it raises as `from_plain` does."""
+    if record not in _DECODERS:
+        _DECODERS[record] = _decoder(record)
+    return _DECODERS[record]
+
+
 def from_plain(record: type[R], value: dict[str, Any]) -> R:
     """Return the record that `to_plain` made `value` from.
 
@@ -105,8 +113,7 @@ def from_plain(record: type[R], value: dict[str, Any]) -> R:
         KeyError: a field is missing.
 
     """
-    decoded: R = _decoder(record)(value)
-    return decoded
+    return decoder(record)(value)
 
 
 def write_rows(path: Path, record: type, rows: Iterable[Any]) -> int:
@@ -123,7 +130,7 @@ def read_rows(path: Path, record: type[R]) -> Iterable[R]:
         CorruptArtifact: the file is no Parquet, or its columns or values are not those of `record`.
 
     """
-    decode = _decoder(record)
+    decode = decoder(record)
     wanted = schema(record)
     row = 0
     try:

@@ -4,12 +4,13 @@ Read `run` from top to bottom. Every stage is a call that returns a finished art
 already the call returns at once, so that running is also resuming.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from prefloop import ahead, evidence, ledger, reward_run, stages, training, trust
@@ -26,6 +27,8 @@ from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
 from prefloop.models import causal_lm
 from prefloop.models.threads import cores, fastest_threads
+from prefloop.prompts.choice import Margins
+from prefloop.prompts.store import MadePrompts, index_of, pick
 from prefloop.protocols import (
     Allotment,
     ChecksPolicy,
@@ -106,20 +109,21 @@ def run(  # noqa: PLR0913  all but two are by name
         check_team(its_recipe, build_parts(its_recipe), team)
     policy = resolve_policy(recipe)
     prompts = resolve_prompts(recipe)
+    train = prompts.train
     holdout = held_out(recipe, prompts)
     if isinstance(parts.sampler, ChecksPolicy):
         parts.sampler.check_policy(policy)
     if isinstance(parts.order, ChecksPrompts):
-        parts.order.check_prompts(prompts.train, recipe.rounds)
+        parts.order.check_prompts(train, recipe.rounds)
     for number in range(recipe.rounds):
-        usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
+        usable_prompts(train, build_parts(for_round(recipe, number)))
     progress = progress or Quiet()
     with locked(root) if team.main else nullcontext():
         for line in move_damaged(root) if team.main else []:
             progress.say(line)
         team.gathered()
         settings = filled(recipe, parts)
-        notes = [*prompts.dropped, *data_warnings(recipe), *judge_warnings(recipe, parts)]
+        notes = [*prompts.dropped, *data_warnings(recipe, prompts), *judge_warnings(recipe, parts)]
         summary = ledger.new_summary(recipe, policy, settings, notes)
         summary["top_scores"] = trust.top_scores(parts)
         recorder = recorder_for(recipe, root, summary, settings, origins or {})
@@ -131,7 +135,7 @@ def run(  # noqa: PLR0913  all but two are by name
             summary["threads"] = set_threads(recipe, policy, root, team)
             stages.store_prompts(here, root / PROMPTS, prompts.prompts, summary["threads"])
             turns = reward_run.rounds if recipe.trains == reward_run.TRAINS else rounds
-            turns(here, policy, prompts.train, holdout, summary, recorder.save)
+            turns(here, policy, train, holdout, summary, recorder.save)
         summary["judging"] = trust.measured(root, summary)
         recorder.finish()
         if team.main:
@@ -154,7 +158,7 @@ def watch_of(here: Run, summary: dict[str, Any], settings: Mapping[str, Any]) ->
 def rounds(
     here: Run,
     policy: PolicyRef,
-    prompts: tuple[Prompt, ...],
+    prompts: Sequence[Prompt],
     holdout: list[Prompt],
     summary: dict[str, Any],
     save: Callable[[str], None],
@@ -164,7 +168,7 @@ def rounds(
     here.watch.start(summary["start"])
     if here.parts.order.needs_margins:
         measured = stages.measure_margins(here, here.root / "start" / "3-margins", prompts, policy)
-        standing.margins = {row.prompt_id: row.margin for row in measured}
+        standing.margins = Margins((row.prompt_id, row.margin) for row in measured)
     for number in range(here.recipe.rounds):
         _round(here, number, prompts, holdout, standing, summary)
         here.watch.round(summary["rounds"][-1])
@@ -193,7 +197,7 @@ def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary:
 def _round(
     here: Run,
     number: int,
-    prompts: tuple[Prompt, ...],
+    prompts: Sequence[Prompt],
     holdout: list[Prompt],
     standing: Standing,
     summary: dict[str, Any],
@@ -216,7 +220,8 @@ def _round(
     reference = reference_of(here, start, standing.start)
     scored = ahead.Scored(replayed, reference, start)
     with ahead.scoring(here, folder, scored, _judge(here), context):
-        samples, judged = ahead.sampled_and_judged(here, folder, list(asked), _draw(here), _judge(here), context)
+        prompts = MadePrompts(asked)
+        samples, judged = ahead.sampled_and_judged(here, folder, prompts, _draw(here), _judge(here), context)
     corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
     pairs = stages.pair(here, folder / "3-pairs", corrected, context)
     batches = training.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
@@ -383,7 +388,7 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
         )
 
 
-def usable_prompts(prompts: tuple[Prompt, ...], parts: Parts) -> tuple[Prompt, ...]:
+def usable_prompts(prompts: Sequence[Prompt], parts: Parts) -> Sequence[Prompt]:
     """Return the training prompts that the pair rule can use.
 
     Raises:
@@ -392,7 +397,7 @@ def usable_prompts(prompts: tuple[Prompt, ...], parts: Parts) -> tuple[Prompt, .
     """
     if not parts.pair_builder.needs_gold:
         return prompts
-    with_gold = tuple(p for p in prompts if p.gold is not None)
+    with_gold = pick(prompts, np.flatnonzero(index_of(prompts).has_gold))
     if not with_gold:
         raise DataError(
             "prompts: the pair rule needs a reference answer for each prompt and none has one; name the column that "

@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from prefloop.errors import ConfigError, DataError
+from prefloop.prompts.choice import first_by_id
 from prefloop.prompts.dataset import PromptSet, read_prompts
 from prefloop.recipe import Recipe
 from prefloop.rows import Prompt
@@ -59,4 +60,4 @@ def resolve_prompts(recipe: Recipe) -> PromptSet:
 
 def held_out(recipe: Recipe, prompts: PromptSet) -> list[Prompt]:
     """Return the held-out prompts that every round is evaluated on: the first `evaluate.prompts` by id."""
-    return sorted(prompts.holdout, key=lambda p: p.prompt_id)[: recipe.evaluate.prompts]
+    return list(first_by_id(prompts.holdout, recipe.evaluate.prompts))

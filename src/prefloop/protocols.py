@@ -63,8 +63,8 @@ class Order(Protocol):
 
     needs_margins: ClassVar[bool]
 
-    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
-        """Return the prompts of round `ask.round`.
+    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
+        """Return the prompts of round `ask.round`. They are read from disk as they are asked for: see `prompts.store`.
 
         Raises:
             DataError: the prompts lack what the order goes by.

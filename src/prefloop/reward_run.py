@@ -28,6 +28,7 @@ from prefloop.judge.reward_model import RewardModel
 from prefloop.models import adapters, causal_lm
 from prefloop.models.reward_head import add_lora, exchange_ids, load_reward_model
 from prefloop.models.training import checkpoint_activations, compile_layers
+from prefloop.prompts.store import MadePrompts
 from prefloop.protocols import Allotment, RoundContext, one_sided
 from prefloop.recipe import Recipe, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup, StepLog, TokenizedPair
@@ -109,7 +110,7 @@ def kept(settings: Mapping[str, Any]) -> dict[str, Any]:
 def rounds(
     here: Run,
     policy: PolicyRef,
-    prompts: tuple[Prompt, ...],
+    prompts: Sequence[Prompt],
     holdout: list[Prompt],
     summary: dict[str, Any],
     save: Callable[[str], None],
@@ -158,13 +159,13 @@ def _pairs(
     return samples, judged, stages.pair(here, folder / "3-pairs", judged, context)
 
 
-def _round(here: Run, number: int, prompts: tuple[Prompt, ...], standing: Standing, summary: dict[str, Any]) -> None:
+def _round(here: Run, number: int, prompts: Sequence[Prompt], standing: Standing, summary: dict[str, Any]) -> None:
     """Pairs of the round, a reward model trained on them, and what it is worth."""
     recipe, folder = here.recipe, here.root / f"round-{number:03d}"
     start = {"initial": standing.policy, "previous": standing.current, "best": standing.best}[recipe.start_from]
     ask = Allotment(number, recipe.rounds, recipe.prompts_per_round, recipe.seed, {})
     asked = stages.take_prompts(here, folder / "0-prompts", prompts, ask)
-    samples, judged, pairs = _pairs(here, folder, list(asked), _context(here, number, standing.policy))
+    samples, judged, pairs = _pairs(here, folder, MadePrompts(asked), _context(here, number, standing.policy))
     replayed = standing.trained[max(0, number - recipe.replay) :]
     batches = _batch(here, folder / "4-batches", [*replayed, pairs], start)
     model = _update(here, folder / "5-policy", batches, start, number)

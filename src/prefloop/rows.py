@@ -5,8 +5,9 @@ A record is frozen and torch-free. Fields are given with their unit; `None` mean
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 TRAIN = "train"
 HOLDOUT = "holdout"
@@ -14,10 +15,29 @@ VERBATIM = "text"
 """Role of the only message of a plain-text prompt: its content is tokenized as it is, without a chat template."""
 
 
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def digest_of(*parts: object) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of `parts` as canonical JSON."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(_canonical(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def digest_of_list(items: Iterable[object]) -> str:
+    """Return `digest_of(list(items))`, without holding all of them in memory.
+
+    Example:
+        >>> digest_of_list(iter(["a", 1])) == digest_of(["a", 1])
+        True
+
+    """
+    found = hashlib.sha256(b"[[")
+    rest, between = iter(items), b""
+    while some := list(islice(rest, 1024)):
+        found.update(between + _canonical(some)[1:-1].encode("utf-8", "surrogatepass"))
+        between = b","
+    found.update(b"]]")
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

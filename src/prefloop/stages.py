@@ -16,10 +16,11 @@ from prefloop.components import Parts, key_of
 from prefloop.errors import DataError, Interrupted
 from prefloop.models import causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
+from prefloop.prompts.choice import by_id
+from prefloop.prompts.store import ids_of, index_of, sides_of
 from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler, uses_versions
 from prefloop.recipe import Recipe
 from prefloop.rows import (
-    TRAIN,
     Completion,
     JudgedGroup,
     PolicyRef,
@@ -28,7 +29,7 @@ from prefloop.rows import (
     PromptMargin,
     SampleGroup,
     Verdict,
-    digest_of,
+    digest_of_list,
     gold_completion,
 )
 from prefloop.team import ALONE, Team
@@ -40,6 +41,9 @@ T = TypeVar("T")
 
 PAIRS_PER_PART = 512
 """Pairs of one part of an artifact."""
+PROMPTS_PER_PART = 8192
+CHARACTERS_PER_PART = 2**25
+"""Prompts, and characters of them, of one part of an artifact of prompts alone."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ class Run:
             raise Interrupted(f"{where}: stopped; what is finished is on disk")
 
 
-def chunks(items: Sequence[T], size: int) -> list[list[T]]:
-    """Cut `items` into lists of `size`; the last may be shorter."""
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Cut `items` into slices of `size`; the last may be shorter. Of prompts on disk they are views."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -120,6 +124,19 @@ def write_parts(  # noqa: PLR0913  the last two by name
     return building.finish(facts, seconds=time.monotonic() - began)
 
 
+def prompt_parts(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+    """Yield prompts as parts of an artifact of them, at least one; the same prompts give the same parts."""
+    part: list[Prompt] = []
+    characters = 0
+    for prompt in prompts:
+        if len(part) == PROMPTS_PER_PART or characters > CHARACTERS_PER_PART:
+            yield part
+            part, characters = [], 0
+        part.append(prompt)
+        characters += len(prompt.text) + sum(len(c.text) for c in prompt.candidates)
+    yield part
+
+
 def divisible(component: object) -> bool:
     """Return whether several ranks may use a sampler or judge at once, each on prompts of its own.
 
@@ -134,13 +151,13 @@ def store_prompts(run: Run, path: Path, prompts: Sequence[Prompt], threads: int)
 
     `threads` is noted for a rerun: sums depend on it, and a damaged summary must not change them.
     """
-    opened = run.open(
-        path, Key("all-prompts", {}, {"prompts": digest_of([(p.prompt_id, p.split) for p in prompts])}), Prompt
-    )
+    opened = run.open(path, Key("all-prompts", {}, {"prompts": digest_of_list(sides_of(prompts))}), Prompt)
     if isinstance(opened, Artifact):
         return opened
-    opened.write_part(0, prompts)
-    return opened.finish({"train": sum(p.split == TRAIN for p in prompts), "prompts": len(prompts), "threads": threads})
+    for number, part in enumerate(prompt_parts(prompts)):
+        opened.write_part(number, part)
+    train = len(prompts) - int(index_of(prompts).held_out.sum())
+    return opened.finish({"train": train, "prompts": len(prompts), "threads": threads})
 
 
 def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: PolicyRef) -> Artifact[PromptMargin]:
@@ -150,7 +167,7 @@ def measure_margins(run: Run, path: Path, prompts: Sequence[Prompt], start: Poli
         DataError: a prompt has no two candidates with different scores.
 
     """
-    inputs = {"prompts": digest_of([(p.prompt_id, [c.text for c in p.candidates]) for p in prompts])}
+    inputs = {"prompts": digest_of_list((p.prompt_id, [c.text for c in p.candidates]) for p in prompts)}
     key = Key("margins", {"layout": run.recipe.train.layout}, {**inputs, "start": start.digest})
     opened = run.open(path, key, PromptMargin, together=True)
     if isinstance(opened, Artifact):
@@ -192,13 +209,14 @@ def take_prompts(run: Run, path: Path, prompts: Sequence[Prompt], ask: Allotment
         "round": ask.round,
         "rounds": ask.rounds if order.needs_margins else None,
     }
-    inputs = {"prompts": digest_of([p.prompt_id for p in prompts])}
+    inputs = {"prompts": digest_of_list(ids_of(prompts))}
     if order.needs_margins:
-        inputs["margins"] = digest_of(sorted(ask.margins.items()))
+        inputs["margins"] = digest_of_list(by_id(ask.margins))
     opened = run.open(path, Key("prompts", settings, inputs), Prompt)
     if isinstance(opened, Artifact):
         return opened
-    opened.write_part(0, order(prompts, ask))
+    for number, part in enumerate(prompt_parts(order(prompts, ask))):
+        opened.write_part(number, part)
     return opened.finish()
 
 
@@ -228,7 +246,7 @@ def samples_key(run: Run, prompts: Sequence[Prompt], draw: Draw, context: RoundC
         "round": context.round,
         "prompts_per_part": run.recipe.prompts_per_part,
     }
-    inputs = {"prompts": digest_of([p.prompt_id for p in prompts]), "policy": context.policy.digest}
+    inputs = {"prompts": digest_of_list(ids_of(prompts)), "policy": context.policy.digest}
     if uses_versions(draw.sampler):
         inputs |= {f"version-{i}": version.digest for i, version in enumerate(context.versions)}
     return Key("samples", settings, inputs)

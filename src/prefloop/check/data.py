@@ -5,9 +5,9 @@ from pathlib import Path
 
 from prefloop.check.config import check_names
 from prefloop.check.finding import Finding, counted
-from prefloop.check.pairs import pair_findings
-from prefloop.check.prompts import prompt_findings
-from prefloop.check.scan import scan
+from prefloop.check.pairs import Pairs, pair_findings
+from prefloop.check.prompts import Repeated, prompt_findings
+from prefloop.check.scan import Readable, scan
 from prefloop.errors import ConfigError, DataError
 from prefloop.prompt_inputs import resolve_prompts
 from prefloop.prompts.dataset import PromptSet
@@ -22,8 +22,8 @@ def trains_on_data(recipe: Recipe) -> bool:
     return recipe.sampler.kind == "given"
 
 
-def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Finding]:
-    """Yield what can be known from recipe and data files alone.
+def data_findings(recipe: Recipe, against: Sequence[Path] = (), prompts: PromptSet | None = None) -> Iterator[Finding]:
+    """Yield what can be known from recipe and data files alone; `prompts` are the recipe's where they are read already.
 
     Raises:
         ConfigError: prompts are not set, or there is no such source.
@@ -36,22 +36,25 @@ def data_findings(recipe: Recipe, against: Sequence[Path] = ()) -> Iterator[Find
         yield Finding("configuration", "error", str(error), advice="correct the settings")
     if recipe.prompts is None:
         raise ConfigError("prompts: not set; give a .jsonl, .parquet or data-set path (prompts=PATH), or `embedded`")
-    found = scan(recipe.prompts)
-    prompts: PromptSet | None = None
+    wrong: DataError | None = None
+    readable = Readable()
     try:
-        prompts = resolve_prompts(recipe)
+        prompts = prompts or resolve_prompts(recipe)
     except DataError as error:
-        if not found.unreadable and not found.different:
-            yield Finding("prompts", "error", str(error), advice="correct the data")
+        wrong = error
+    repeats, pairs = Repeated(), Pairs()
+    found = scan(recipe.prompts, repeats, pairs, *([] if prompts else [readable]))
+    if wrong and not found.unreadable and not found.different:
+        yield Finding("prompts", "error", str(wrong), advice="correct the data")
     yield from counted("unreadable_rows", found.unreadable, "rows cannot be read", "correct or remove them", "error")
-    yield from prompt_findings(recipe, prompts or found.readable, found, against)
-    yield from pair_findings(found, trains_on_data(recipe))
+    yield from prompt_findings(recipe, prompts or readable.prompts(), found, repeats, against)
+    yield from pair_findings(found, pairs, trains_on_data(recipe))
 
 
-def data_warnings(recipe: Recipe) -> list[str]:
+def data_warnings(recipe: Recipe, prompts: PromptSet | None = None) -> list[str]:
     """Return the cheap warnings that a run notes in its summary; the same data give the same ones."""
     return [
         f"{finding.text}, such as {finding.examples[0]}" if finding.examples else finding.text
-        for finding in data_findings(recipe)
+        for finding in data_findings(recipe, prompts=prompts)
         if finding.severity == "warning" and finding.name not in IN_NOTES
     ]

@@ -1,7 +1,7 @@
 """A finding of `prefloop check`: how bad, how many, where, and what to do."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from prefloop.errors import printable
@@ -39,12 +39,35 @@ class Finding:
             yield f"    do: {self.advice}"
 
 
+@dataclass
+class Seen:
+    """How many were seen, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(example)
+
+    def __add__(self, later: "Seen") -> "Seen":
+        """Return what was seen here and then there."""
+        return Seen(self.count + later.count, [*self.first, *later.first][:SHOWN])
+
+    def __len__(self) -> int:
+        """Return how many were seen."""
+        return self.count
+
+
 def counted(
-    name: str, places: Sequence[str], text: str, advice: str, severity: Severity = "warning"
+    name: str, places: Sequence[str] | Seen, text: str, advice: str, severity: Severity = "warning"
 ) -> Iterator[Finding]:
     """Yield a finding with the first of `places` as examples, if there are any; `text` follows their number."""
     if places:
-        yield Finding(name, severity, f"{len(places)} {text}", len(places), tuple(places[:SHOWN]), advice)
+        shown = places.first if isinstance(places, Seen) else places[:SHOWN]
+        yield Finding(name, severity, f"{len(places)} {text}", len(places), tuple(shown), advice)
 
 
 def worst(findings: Iterable[Finding]) -> Severity:

@@ -1,11 +1,10 @@
 """What is wrong with the pairs that data bring along: they are looked at as they stand in the file. Torch-free."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
-from prefloop.check.finding import Finding, Severity, counted, short
+from prefloop.check.finding import Finding, Seen, Severity, counted, short
 from prefloop.check.scan import Row, Scan
 
 GAP = 1.5
@@ -14,28 +13,96 @@ ENOUGH = 10
 """Pairs from which a length gap is told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The best and the worst completion of a row."""
+@dataclass
+class Lengths:
+    """Sums over the pairs with two texts: pairs, characters of each side, and pairs whose chosen side is longer."""
 
-    row: Row
-    chosen: str
-    rejected: str
+    pairs: int = 0
+    chosen: int = 0
+    rejected: int = 0
+    longer: int = 0
+
+    def add(self, chosen: str, rejected: str) -> None:
+        """Count a pair."""
+        if chosen.strip() and rejected.strip():
+            self.pairs += 1
+            self.chosen += len(chosen)
+            self.rejected += len(rejected)
+            self.longer += len(chosen) > len(rejected)
 
 
-def pairs_of(rows: Sequence[Row]) -> list[Pair]:
-    """Return the pair of each row that has completions with different scores."""
-    return [
-        Pair(row, row.rated[0].text, row.rated[-1].text)
-        for row in rows
-        if len(row.rated) > 1 and row.rated[0].score != row.rated[-1].score
-    ]
+class Pairs:
+    """The pairs of rows: the best and the worst completion of each that has completions with different scores.
+
+    Texts are told apart by hashes, so that none is kept.
+    """
+
+    def __init__(self) -> None:
+        """Begin without rows."""
+        self.rows_with_candidates, self.count = 0, 0
+        self.identical, self.empty, self.ties, self.prompt_repeated = Seen(), Seen(), Seen(), Seen()
+        self.lengths = Lengths()
+        self._duplicates, self._contradictions = (Seen(), Seen()), (Seen(), Seen())
+        self._first: dict[int, str] = {}
+        self._labels: dict[int, tuple[str, float | None]] = {}
+
+    @property
+    def duplicates(self) -> Seen:
+        """Pairs, then labels, that stand there more than once."""
+        return self._duplicates[0] + self._duplicates[1]
+
+    @property
+    def contradictions(self) -> Seen:
+        """Pairs, then labels, that say the opposite of an earlier one."""
+        return self._contradictions[0] + self._contradictions[1]
+
+    def __call__(self, row: Row) -> None:
+        """Take in a row."""
+        if not row.candidates:
+            return
+        self.rows_with_candidates += 1
+        if any(not c.text.strip() for c in row.candidates):
+            self.empty.add(row.place)
+        if row.labelled:
+            self._label(row)
+        rated = row.rated
+        if len(rated) < 2:
+            return
+        if rated[0].score == rated[-1].score:
+            self.ties.add(row.place)
+        else:
+            self._pair(row, rated[0].text, rated[-1].text)
+
+    def _pair(self, row: Row, chosen: str, rejected: str) -> None:
+        self.count += 1
+        self.lengths.add(chosen, rejected)
+        begins = chosen.startswith(row.prompt) or rejected.startswith(row.prompt)
+        if begins and row.prompt.strip() and len(row.prompt) > 1:
+            self.prompt_repeated.add(row.place)
+        if chosen == rejected:
+            self.identical.add(row.place)
+            return
+        same, turned = hash((row.key, chosen, rejected)), hash((row.key, rejected, chosen))
+        duplicates, contradictions = self._duplicates[0], self._contradictions[0]
+        if turned in self._first:
+            contradictions.add(f"{row.place} prefers what {self._first[turned]} rejects: {short(chosen)}")
+        if same in self._first:
+            duplicates.add(f"{row.place} repeats {self._first[same]}")
+        self._first.setdefault(same, row.place)
+
+    def _label(self, row: Row) -> None:
+        duplicates, contradictions = self._duplicates[1], self._contradictions[1]
+        for candidate in row.candidates:
+            known = self._labels.setdefault(hash((row.key, candidate.text)), (row.place, candidate.score))
+            if known[1] != candidate.score:
+                contradictions.add(f"{row.place} labels what {known[0]} labels otherwise: {short(candidate.text)}")
+            elif known[0] != row.place:
+                duplicates.add(f"{row.place} repeats {known[0]}")
 
 
-def pair_findings(scan: Scan, trained_on: bool) -> Iterator[Finding]:
+def pair_findings(scan: Scan, pairs: Pairs, trained_on: bool) -> Iterator[Finding]:
     """Yield what is wrong with the pairs; where the recipe does not train on them these are facts, no warnings."""
     severity: Severity = "warning" if trained_on else "info"
-    pairs = pairs_of(scan.rows)
     yield from counted(
         "different_prompts",
         scan.different,
@@ -43,10 +110,10 @@ def pair_findings(scan: Scan, trained_on: bool) -> Iterator[Finding]:
         "give both sides the same turns before the answer, or remove the rows: they stop the reader",
         "error",
     )
-    if not any(row.candidates for row in scan.rows):
+    if not pairs.rows_with_candidates:
         return
     use = "trains on them" if trained_on else "does not train on them: it samples its own"
-    yield Finding("pairs", "info", f"{len(pairs)} pairs in the data; this recipe {use}", len(pairs))
+    yield Finding("pairs", "info", f"{pairs.count} pairs in the data; this recipe {use}", pairs.count)
     yield from counted(
         "half_pairs",
         scan.half,
@@ -54,88 +121,62 @@ def pair_findings(scan: Scan, trained_on: bool) -> Iterator[Finding]:
         "give both sides, or remove the rows: they stop the run",
         "error" if trained_on else "info",
     )
-    yield from _one_by_one(scan.rows, pairs, severity)
-    yield from _among_rows(scan.rows, pairs, severity)
-    yield from _length_gap(pairs, severity)
+    yield from _one_by_one(pairs, severity)
+    yield from _among_rows(pairs, severity)
+    yield from _length_gap(pairs.lengths, severity)
 
 
-def _one_by_one(rows: Sequence[Row], pairs: Sequence[Pair], severity: Severity) -> Iterator[Finding]:
+def _one_by_one(pairs: Pairs, severity: Severity) -> Iterator[Finding]:
     yield from counted(
         "identical_pairs",
-        [p.row.place for p in pairs if p.chosen == p.rejected],
+        pairs.identical,
         "pairs with the same text on both sides: they teach nothing and are dropped",
         "remove them, or see why the source holds them",
         severity,
     )
-    empty = [(row.place, c.text) for row in rows for c in row.candidates if not c.text.strip()]
     yield from counted(
         "empty_completions",
-        list(dict.fromkeys(place for place, _ in empty)),
+        pairs.empty,
         "rows with an empty completion: the model would learn to end, or not to, at once",
         "remove the rows",
         severity,
     )
     yield from counted(
         "ties",
-        [r.place for r in rows if len(r.rated) > 1 and r.rated[0].score == r.rated[-1].score],
+        pairs.ties,
         "rows whose completions all have the same score: no pair can be made of them",
         "expect fewer pairs than rows, or give finer scores",
         severity,
     )
     yield from counted(
         "prompt_repeated",
-        [p.row.place for p in pairs if p.row.prompt.strip() and _repeats(p)],
+        pairs.prompt_repeated,
         "pairs in which a completion begins with its prompt: the model would see it twice",
         "cut the prompt off the completions",
         severity,
     )
 
 
-def _repeats(pair: Pair) -> bool:
-    return any(side.startswith(pair.row.prompt) and len(pair.row.prompt) > 1 for side in (pair.chosen, pair.rejected))
-
-
-def _among_rows(rows: Sequence[Row], pairs: Sequence[Pair], severity: Severity) -> Iterator[Finding]:
-    first: dict[tuple[str, str, str], str] = {}
-    duplicates, contradictions = [], []
-    for pair in pairs:
-        place = pair.row.place
-        same, turned = (pair.row.key, pair.chosen, pair.rejected), (pair.row.key, pair.rejected, pair.chosen)
-        if pair.chosen == pair.rejected:
-            continue
-        if turned in first:
-            contradictions.append(f"{place} prefers what {first[turned]} rejects: {short(pair.chosen)}")
-        if same in first:
-            duplicates.append(f"{place} repeats {first[same]}")
-        first.setdefault(same, place)
-    labels: dict[tuple[str, str], tuple[str, float | None]] = {}
-    for row in rows:
-        for candidate in row.candidates if row.labelled else ():
-            place, score = labels.setdefault((row.key, candidate.text), (row.place, candidate.score))
-            if score != candidate.score:
-                contradictions.append(f"{row.place} labels what {place} labels otherwise: {short(candidate.text)}")
-            elif place != row.place:
-                duplicates.append(f"{row.place} repeats {place}")
+def _among_rows(pairs: Pairs, severity: Severity) -> Iterator[Finding]:
     yield from counted(
-        "duplicate_pairs", duplicates, "pairs that stand there more than once", "keep one of each", severity
+        "duplicate_pairs", pairs.duplicates, "pairs that stand there more than once", "keep one of each", severity
     )
     yield from counted(
         "contradictory_pairs",
-        contradictions,
+        pairs.contradictions,
         "pairs that say the opposite of an earlier one about the same prompt",
         "decide which label is right, or remove both; of rows with the same prompt only the first is read",
         severity,
     )
 
 
-def _length_gap(pairs: Sequence[Pair], severity: Severity) -> Iterator[Finding]:
-    known = [p for p in pairs if p.chosen.strip() and p.rejected.strip()]
-    if not known:
+def _length_gap(lengths: Lengths, severity: Severity) -> Iterator[Finding]:
+    if not lengths.pairs:
         return
-    chosen, rejected = fmean(len(p.chosen) for p in known), fmean(len(p.rejected) for p in known)
-    longer = sum(len(p.chosen) > len(p.rejected) for p in known) / len(known)
+    chosen, rejected = lengths.chosen / lengths.pairs, lengths.rejected / lengths.pairs
+    longer = lengths.longer / lengths.pairs
     ratio = chosen / rejected
-    far = abs(math.log(ratio)) > math.log(GAP) and len(known) >= ENOUGH
+    far = abs(math.log(ratio)) > math.log(GAP) and lengths.pairs >= ENOUGH
     yield Finding(
         "length_gap",
         severity if far else "info",

@@ -1,13 +1,15 @@
 """The rows of the prompts' source as they stand in the file, before anything is dropped. Torch-free."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from prefloop.check.finding import Seen
 from prefloop.errors import DataError
 from prefloop.prompt_inputs import embedded_prompts
+from prefloop.prompts._collected import Collected
 from prefloop.prompts.candidates import candidates, is_labelled, with_explicit_prompt
 from prefloop.prompts.dataset import PromptSet, messages_and_gold, origin_of, read_rows, side_of
 from prefloop.recipe import PromptSettings
@@ -22,7 +24,7 @@ class Row:
     """A row that can be read. `key` tells prompts apart; `prompt` is its text as a person reads it."""
 
     place: str
-    key: str
+    key: int
     prompt: str
     candidates: tuple[Candidate, ...]
     labelled: bool
@@ -35,32 +37,24 @@ class Row:
         return tuple(sorted(known, key=lambda c: c.score or 0.0, reverse=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scan:
-    """A source's rows. `unreadable` says why rows cannot be used, `different` where the two sides' prompts differ,
-    `half` where only one side is given."""
+    """What was noted of a source's rows. `unreadable` says why rows cannot be used, `different` where the two sides'
+    prompts differ, `half` where only one side is given; `rows` could be read, and `cut` says that more were not."""
 
-    rows: tuple[Row, ...]
-    unreadable: tuple[str, ...] = ()
-    different: tuple[str, ...] = ()
+    rows: int = 0
+    unreadable: Seen = field(default_factory=Seen)
+    different: Seen = field(default_factory=Seen)
+    half: Seen = field(default_factory=Seen)
     cut: bool = False
-    half: tuple[str, ...] = ()
-
-    @property
-    def readable(self) -> PromptSet:
-        """The prompts of the rows that can be read, the first of each, where others stop the reader."""
-        first: dict[str, Prompt] = {}
-        for row in self.rows:
-            first.setdefault(row.asked.prompt_id, row.asked)
-        return PromptSet(tuple(first.values()))
 
 
-def scan(settings: PromptSettings) -> Scan:
-    """Read the rows of a source; those that cannot be used are noted, and do not stop the reading."""
-    rows: list[Row] = []
-    unreadable: list[str] = []
-    different: list[str] = []
-    half: list[str] = []
+def scan(settings: PromptSettings, *readers: Callable[[Row], object]) -> Scan:
+    """Go through the rows of a source; those that can be read are given to each of `readers`, and none is kept.
+
+    Those that cannot be used are noted, and do not stop the reading.
+    """
+    found = Scan()
     source = read_rows(str(embedded_prompts(settings.path) or settings.path), settings.split)
     limit = min(settings.limit or MOST_ROWS, MOST_ROWS)
     seen = 0
@@ -68,17 +62,39 @@ def scan(settings: PromptSettings) -> Scan:
         for place, row in islice(source, limit):
             seen += 1
             if _two_prompts(row, settings.column):
-                different.append(f"{place}: {_said(row['chosen'])} against {_said(row['rejected'])}")
+                found.different.add(f"{place}: {_said(row['chosen'])} against {_said(row['rejected'])}")
                 continue
             if "rejected" in row and (row["rejected"] is None) != (row.get("chosen") is None):
-                half.append(f"{place}: no {'rejected' if row['rejected'] is None else 'chosen'} completion")
+                found.half.add(f"{place}: no {'rejected' if row['rejected'] is None else 'chosen'} completion")
             try:
-                rows.append(_row(place, row, settings))
+                readable = _row(place, row, settings)
             except DataError as error:
-                unreadable.append(str(error))
+                found.unreadable.add(str(error))
+                continue
+            found.rows += 1
+            for reader in readers:
+                reader(readable)
     except DataError as error:  # the file itself: nothing after it can be read
-        unreadable.append(str(error))
-    return Scan(tuple(rows), tuple(unreadable), tuple(different), seen == MOST_ROWS, tuple(half))
+        found.unreadable.add(str(error))
+    found.cut = seen == MOST_ROWS
+    return found
+
+
+class Readable:
+    """The prompts of the rows that can be read, the first of each, where others stop the reader."""
+
+    def __init__(self) -> None:
+        """Begin without prompts."""
+        self._found = Collected()
+
+    def __call__(self, row: Row) -> None:
+        """Take in a row."""
+        if self._found.place_of(row.asked.prompt_id) == len(self._found):
+            self._found.add(row.asked)
+
+    def prompts(self) -> PromptSet:
+        """Return them; nothing can be taken in afterwards."""
+        return PromptSet(self._found.finish())
 
 
 def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
@@ -91,7 +107,8 @@ def _row(place: str, row: Mapping[str, Any], settings: PromptSettings) -> Row:
     value = row["messages" if column == "prompt" and "prompt" not in row else column]
     if isinstance(value, list) and column != "prompt" and value and _role(value[-1]) == "assistant":
         value = value[:-1]
-    return Row(place, json.dumps(value, sort_keys=True, default=str), _said(value), found, is_labelled(row), asked)
+    key = hash(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+    return Row(place, key, _said(value), found, is_labelled(row), asked)
 
 
 def _two_prompts(row: Mapping[str, Any], column: str) -> bool:

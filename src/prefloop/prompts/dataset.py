@@ -8,19 +8,22 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from prefloop.columns import UNREADABLE, batches
 from prefloop.constraints.instructions import gold_of
 from prefloop.errors import ConfigError, DataError
+from prefloop.prompts._collected import Collected
 from prefloop.prompts.candidates import candidates, clean, is_labelled, with_explicit_prompt
+from prefloop.prompts.store import index_of, pick
 from prefloop.remote import fetched, is_address
-from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Candidate, Message, Prompt, prompt_id
+from prefloop.rows import HOLDOUT, TRAIN, VERBATIM, Message, Prompt, prompt_id
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 """The files that can be read. `.json` holds one object a line, or one array of objects."""
@@ -40,18 +43,18 @@ Row = tuple[str, Mapping[str, Any]]
 class PromptSet:
     """Prompts in the order of their source, without duplicates. `dropped` says in words what was left out."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
     dropped: tuple[str, ...] = ()
 
     @property
-    def train(self) -> tuple[Prompt, ...]:
+    def train(self) -> Sequence[Prompt]:
         """The prompts to train on."""
-        return tuple(prompt for prompt in self.prompts if prompt.split == TRAIN)
+        return pick(self.prompts, np.flatnonzero(~index_of(self.prompts).held_out))
 
     @property
-    def holdout(self) -> tuple[Prompt, ...]:
+    def holdout(self) -> Sequence[Prompt]:
         """The prompts that are only evaluated on."""
-        return tuple(prompt for prompt in self.prompts if prompt.split == HOLDOUT)
+        return pick(self.prompts, np.flatnonzero(index_of(self.prompts).held_out))
 
 
 def read_prompts(
@@ -63,7 +66,7 @@ def read_prompts(
     holdout: float = 0.2,
     limit: int | None = None,
 ) -> PromptSet:
-    """Read prompts, with a gold answer where the source has one.
+    """Read prompts, with a gold answer where the source has one. Any number of them takes little memory: see `store`.
 
     Sources: see `read_rows`. Row shapes are those of Hugging Face and TRL data sets:
 
@@ -102,30 +105,27 @@ def read_prompts(
         raise ConfigError(f"prompts.holdout: must be above 0 and at most 0.9, got {holdout!r}")
     if limit is not None and limit < 1:
         raise ConfigError(f"prompts.limit: must be ≥ 1, got {limit!r}")
-    kept: dict[str, Prompt] = {}
-    repeats: list[tuple[str, Prompt, bool]] = []
+    found = Collected()
     gold_column_seen = False
     for place, row in islice(read_rows(path, split), limit):
         gold_column_seen |= gold in row
         row = with_explicit_prompt(place, row, column)
         messages, answer = messages_and_gold(place, row, column, gold)
         identity = prompt_id(messages)
-        if identity in kept and is_labelled(row):
-            kept[identity] = _with_more(kept[identity], candidates(place, row), answer)
-            continue
-        if identity in kept:
-            repeats.append((place, kept[identity], answer != kept[identity].gold))
-            continue
-        origin = origin_of(place, row)
-        found = candidates(place, row)
-        kept[identity] = Prompt(
-            identity, messages, answer, side_of(identity, holdout), place, candidates=found, origin=origin
-        )
-    if not kept:
+        number = found.place_of(identity)
+        if number == len(found):
+            origin, own = origin_of(place, row), candidates(place, row)
+            side = side_of(identity, holdout)
+            found.add(Prompt(identity, messages, answer, side, place, candidates=own, origin=origin))
+        elif is_labelled(row):
+            found.add_to(number, candidates(place, row), answer)
+        else:
+            found.note_repeat(number, place, answer)
+    if not found:
         raise DataError(f"{path}: holds no prompts; add at least one row")
     if gold is not None and not gold_column_seen:
         raise DataError(f"{path}: no row has the column {gold!r} that prompts.gold names; correct the name")
-    return PromptSet(tuple(kept.values()), _describe(repeats))
+    return PromptSet(found.finish(), found.repeats.describe())
 
 
 def origin_of(place: str, row: Mapping[str, Any]) -> str | None:
@@ -141,13 +141,6 @@ def origin_of(place: str, row: Mapping[str, Any]) -> str | None:
 def side_of(identity: str, holdout: float) -> str:
     """Return whether the prompt with this id is held out: the id, as a fraction of 2^64, is below `holdout`."""
     return HOLDOUT if int(identity, 16) / 2**64 < holdout else TRAIN
-
-
-def _with_more(prompt: Prompt, found: tuple[Candidate, ...], answer: str | None) -> Prompt:
-    """Return a prompt with the completion of another of its labelled rows."""
-    more = tuple(candidate for candidate in found if candidate not in prompt.candidates)
-    gold = answer if prompt.gold is None else prompt.gold
-    return replace(prompt, candidates=(*prompt.candidates, *more), gold=gold)
 
 
 def read_rows(path: str, split: str = "train") -> Iterator[Row]:
@@ -360,7 +353,8 @@ def messages_and_gold(
         answer = _instructions(place, row)
     elif answer is None:
         bad = "completion" if is_labelled(row) and not row["label"] else None
-        found = [_gold(place, key, row[key]) for key in GOLD_COLUMNS if key != bad and _is_gold(row.get(key))]
+        named = [key for key in GOLD_COLUMNS if key in row and key != bad]
+        found = [_gold(place, key, row[key]) for key in named if _is_gold(row[key])]
         answer = found[0] if found else None
     return messages, answer
 
@@ -423,13 +417,3 @@ def _last_content(value: Any) -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text[:60]}{'…' if len(text) > 60 else ''}"
-
-
-def _describe(repeats: Sequence[tuple[str, Prompt, bool]]) -> tuple[str, ...]:
-    if not repeats:
-        return ()
-    places = ", ".join(f"{place} repeats {first.source}" for place, first, _ in repeats[:2])
-    more = ", …" if len(repeats) > 2 else ""
-    others = sum(other for _, _, other in repeats)
-    gold = f"; {others} of them with another gold answer, which is not used" if others else ""
-    return (f"{len(repeats)} duplicate prompt{'s' if len(repeats) > 1 else ''} dropped: {places}{more}{gold}",)

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prefloop.errors import ConfigError, DataError
+from prefloop.prompts.choice import drawn, places_by_origin
+from prefloop.prompts.store import pick
 from prefloop.protocols import Allotment
-from prefloop.rows import Prompt, digest_of
+from prefloop.rows import Prompt
+
+NONE = "no column `source`; name each row's domain in it"
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Domains:
         if self.names is not None and not 2 <= len(self.names) == len(set(self.names)):
             raise ConfigError(f"order.names: must be two or more different domains, got {list(self.names)}")
 
-    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
+    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
         """Return the prompts of round `ask.round`.
 
         Raises:
@@ -39,10 +43,8 @@ class Domains:
 
         """
         order = self.check_prompts(prompts, ask.rounds)
-        ordered = sorted(
-            (p for p in prompts if p.origin == order[ask.round]), key=lambda p: digest_of(ask.seed, p.prompt_id)
-        )
-        return ordered[: ask.per_round]
+        domain = pick(prompts, places_by_origin(prompts, NONE)[order[ask.round]])
+        return pick(domain, drawn(domain, ask.seed)[: ask.per_round])
 
     def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> list[str]:
         """Return the domains, one for each round; raises as the call does."""
@@ -61,11 +63,7 @@ class Domains:
             DataError: a row names no domain, there are fewer than two, or `names` has one that the data lack.
 
         """
-        found: dict[str, None] = {}
-        for prompt in prompts:
-            if prompt.origin is None:
-                raise DataError(f"{prompt.source}: no column `source`; name each row's domain in it")
-            found[prompt.origin] = None
+        found = places_by_origin(prompts, NONE)
         if len(found) < 2:
             raise DataError(
                 f"prompts: column `source` names {len(found)} domain ({', '.join(found) or 'none'}), but order.kind "

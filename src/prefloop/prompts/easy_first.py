@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefloop.errors import DataError
+from prefloop.prompts.choice import places_by_origin
+from prefloop.prompts.store import ids_of, index_of, pick
 from prefloop.protocols import Allotment
 from prefloop.rows import Prompt
 
@@ -25,7 +30,7 @@ class EasyFirst:
 
     needs_margins: ClassVar[bool] = True
 
-    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
+    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
         """Return the prompts of round `ask.round`.
 
         Raises:
@@ -34,17 +39,13 @@ class EasyFirst:
         """
         if self.by == "source":
             return self._source(prompts, ask)
-        ranked = sorted(prompts, key=lambda p: (-ask.margins[p.prompt_id], p.prompt_id))
-        return ranked[len(ranked) * ask.round // ask.rounds : len(ranked) * (ask.round + 1) // ask.rounds]
+        ranked = np.lexsort((index_of(prompts).ids, -margins_of(prompts, ask.margins)))
+        begin, end = (len(ranked) * number // ask.rounds for number in (ask.round, ask.round + 1))
+        return pick(prompts, ranked[begin:end])
 
-    def _source(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
-        sources: dict[str, list[Prompt]] = {}
-        for prompt in prompts:
-            if prompt.origin is None:
-                raise DataError(
-                    f"{prompt.source}: no column `source`; name each row's data set in it, or set order.by=margin"
-                )
-            sources.setdefault(prompt.origin, []).append(prompt)
+    def _source(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
+        none = "no column `source`; name each row's data set in it, or set order.by=margin"
+        sources = {name: pick(prompts, places) for name, places in places_by_origin(prompts, none).items()}
         if len(sources) != ask.rounds:
             raise DataError(
                 f"the data have {len(sources)} sources ({', '.join(sorted(sources))}) for {ask.rounds} rounds; set "
@@ -56,5 +57,10 @@ class EasyFirst:
 
 def accuracy(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> float:
     """Return the share of prompts whose chosen completion the policy finds likelier, ties half."""
-    wins = (1.0 if margins[p.prompt_id] > 0 else 0.5 if margins[p.prompt_id] == 0 else 0.0 for p in prompts)
-    return sum(wins) / len(prompts)
+    found = margins_of(prompts, margins)
+    return float(np.sum(found > 0) + 0.5 * np.sum(found == 0)) / len(prompts)
+
+
+def margins_of(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return the margin of each prompt, in nats: `[prompt]`."""
+    return np.fromiter((margins[name] for name in ids_of(prompts)), np.float64, len(prompts))

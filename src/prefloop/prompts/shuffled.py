@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
+from prefloop.prompts.choice import drawn
+from prefloop.prompts.store import pick
 from prefloop.protocols import Allotment
-from prefloop.rows import Prompt, digest_of
+from prefloop.rows import Prompt
 
 
 @dataclass(frozen=True)
@@ -14,9 +18,9 @@ class Shuffled:
 
     needs_margins: ClassVar[bool] = False
 
-    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
+    def __call__(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
         """Return the prompts of round `ask.round`."""
-        ordered = sorted(prompts, key=lambda p: digest_of(ask.seed, p.prompt_id))
+        ordered = drawn(prompts, ask.seed)
         size = min(ask.per_round or len(ordered), len(ordered))
         first = ask.round * (ask.per_round or len(ordered))
-        return [ordered[(first + i) % len(ordered)] for i in range(size)]
+        return pick(prompts, ordered[(first + np.arange(size)) % max(1, len(ordered))])
