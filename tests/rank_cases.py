@@ -26,6 +26,7 @@ from prefloop.train.fast_slow import FastSlow
 from prefloop.train.job import Job
 from prefloop.train.moving_reference import MovingReference
 from prefloop.train.noise_game import NoiseGame
+from prefloop.train.opening import open_trainable
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.sharding import shard
@@ -83,12 +84,16 @@ def job(case: Case, folder: Path, team: Team, policy: Path, sharding: str) -> Jo
             **dict(case.settings),
         }
     )
-    model = causal_lm.load(str(policy), precision="fp32", device="cpu", cache=False).model
-    scored = score_reference(model, pairs(), "padded", 200)
+    opened = open_trainable(str(policy), settings, team, print)
+    model = opened.lm.model
+    whole = causal_lm.load(str(policy), precision="fp32", device="cpu").model
+    scored = score_reference(whole, pairs(), "padded", 200)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
+    trained = add_lora(model, 4, 8.0, seed=3) if case.lora else model.requires_grad_(True)
+    shard(trained, team, settings, opened.checkpoint)
     one = Job(
-        model=add_lora(model, 4, 8.0, seed=3) if case.lora else model.requires_grad_(True),
+        model=trained,
         pairs=scored,
         loss=case.loss,
         settings=settings,
@@ -99,7 +104,6 @@ def job(case: Case, folder: Path, team: Team, policy: Path, sharding: str) -> Jo
         starts_at_reference=case.loss.needs_reference,
         team=team,
     )
-    shard(one.model, team, settings, one.layout)
     return one
 
 

@@ -14,17 +14,21 @@ from prefloop.combine import NOTHING_PAST, Past, combined
 from prefloop.components import key_of
 from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
+from prefloop.models.pieces import export_pieces
+from prefloop.models.shares import Checkpoint
 from prefloop.models.training import checkpoint_activations, compile_layers
 from prefloop.reference_guard import unchanged_reference
 from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
 from prefloop.train.job import Job
+from prefloop.train.opening import open_trainable
 from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
 from prefloop.train.reference_cache import ReferenceCache
 from prefloop.train.safety import ran_away
 from prefloop.train.sharding import gather, shard
 from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
+from prefloop.waves import Reader, stop_together, waves
 
 SPOT_CHECKS = 16
 """Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
@@ -51,37 +55,47 @@ def batch(
         return opened
     began = time.monotonic()
     train_settings = run.recipe.train
-    lm = causal_lm.load((reference or policy).path, precision="auto", device=train_settings.device)
+    reader = Reader(run, (reference or policy).path)
+    lm = reader.lm
     encoding = Encoding(
         partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), train_settings.max_tokens
     )
     sampled_by = reference.digest if reference else None
-    layout, why = layout_of(run, lm.model)
-    score = partial(score_reference, lm.model, layout=layout, tokens_per_batch=train_settings.tokens_per_microbatch)
+    score = partial(
+        score_reference,
+        lm.model,
+        layout=reader.layout,
+        tokens_per_batch=train_settings.tokens_per_microbatch,
+        team=reader.team,
+    )
     cache = _reference_cache(run, reference, lm)
     facts = BatchFacts()
     total = sum(artifact.rows for artifact in pairs)
     run.progress.start("reference", total, "pairs")
     tokenized = tokenize_pairs((p for artifact in pairs for p in artifact), encoding, facts.dropped, sampled_by)
-    for index, part in enumerate(batched(tokenized, PAIRS_PER_PART)):
-        facts.count(part)
-        mine = index % run.team.size == run.team.rank
-        # The main rank looks into every part: what the artifact says of them is its to say.
-        use_sampler = (mine or run.team.main) and reference is not None and _sampler_serves(part, score, facts)
-        if mine and not opened.has_part(index):
-            if reference is not None and not use_sampler:
-                part = cache.score(part, score) if cache else score(part)
-            opened.write_part(index, part)
-            run.check_stop("reference log-probs")
-        run.progress.advance(len(part))
-    run.team.gathered()
+    for index, part, wave in waves(run.team, batched(tokenized, PAIRS_PER_PART)):
+        for each in wave:
+            facts.count(each)
+        missing = index is not None and not opened.has_part(index)
+        scored = part
+        if reference is not None:
+            gap = _sampler_gap(part, score)
+            facts.compare(run.team.gathered(gap))
+            # All ranks score at once, some of them nothing.
+            todo = part if missing and not _serves(gap) else []
+            found = cache.score(todo, score) if cache else score(todo)
+            scored = found if todo else part
+        if missing and index is not None:
+            opened.write_part(index, scored)
+        run.progress.advance(sum(map(len, wave)))
+        stop_together(run, "reference log-probs")
     run.progress.finish()
     if cache and cache.used:
         run.progress.say(f"reference log-probs: those of {cache.used} pairs were in {cache.folder}")
     if not facts.pairs:
         raise DataError(f"{path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
     return opened.finish(
-        {**facts.as_dict(with_reference=reference is not None), "layout": layout, "layout_why": why},
+        {**facts.as_dict(with_reference=reference is not None), "layout": reader.layout, "layout_why": reader.why},
         seconds=time.monotonic() - began,
     )
 
@@ -110,6 +124,12 @@ class BatchFacts:
         self.pairs += len(part)
         self.tokens += sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in part)
 
+    def compare(self, gaps: Sequence[float | None]) -> None:
+        """Note how far the sampler's log-probs of some parts are from live ones; `None` where it has none."""
+        known = [gap for gap in gaps if gap is not None]
+        self.sampler_gap = max([*known, self.sampler_gap or 0.0]) if known else self.sampler_gap
+        self.sampler_parts += sum(map(_serves, gaps))
+
     def as_dict(self, with_reference: bool) -> dict[str, Any]:
         """Return the facts as the manifest holds them."""
         sources = {0: "computed", self.parts: "sampler"}
@@ -118,19 +138,23 @@ class BatchFacts:
         return facts if self.sampler_gap is None else facts | {"sampler_gap": self.sampler_gap}
 
 
-def _sampler_serves(
-    part: Sequence[TokenizedPair],
-    score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]],
-    facts: BatchFacts,
-) -> bool:
-    """Decide whether the sampler's log-probs can stand for the reference's: measured on pairs all over the part."""
-    if any(p.reference_chosen is None or p.reference_rejected is None or p.views for p in part):
-        return False
+def _sampler_gap(
+    part: Sequence[TokenizedPair], score: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
+) -> float | None:
+    """Measure how far the sampler's log-probs are from the reference's, on pairs all over the part.
+
+    `None` where a pair has none of the sampler's, or more is to be scored than its two sides.
+    """
+    known = part and all(p.reference_chosen is not None and p.reference_rejected is not None for p in part)
     probe = part[:: max(1, len(part) // SPOT_CHECKS)][:SPOT_CHECKS]
-    gap = sampler_gap(probe, score(probe))
-    facts.sampler_gap = max(gap, facts.sampler_gap or 0.0)
-    facts.sampler_parts += gap <= SAMPLER_GAP
-    return gap <= SAMPLER_GAP
+    asked = probe if known and not any(p.views for p in part) else []
+    live = score(asked)
+    return sampler_gap(asked, live) if asked else None
+
+
+def _serves(gap: float | None) -> bool:
+    """Return whether the sampler's log-probs can stand for the reference's."""
+    return gap is not None and gap <= SAMPLER_GAP
 
 
 @dataclass(frozen=True)
@@ -175,8 +199,10 @@ def _train_and_export(
     began = time.monotonic()
     recipe, path = run.recipe, building.path
     base = lineage.policy.base or lineage.policy.path
-    lm = causal_lm.load(base, precision="fp32", device=recipe.train.device, cache=False)
+    opened = open_trainable(base, recipe.train, run.team, run.progress.say)
+    lm = opened.lm
     model = _trainable(run, lm.model, lineage.policy, seed)
+    shared = shard(model, run.team, recipe.train, opened.checkpoint)
     job = Job(
         model=model,
         pairs=PairStore(batches),
@@ -190,10 +216,12 @@ def _train_and_export(
         team=run.team,
         on_step=run.watch.step,
     )
-    shared = shard(job.model, run.team, recipe.train, job.layout)
     with unchanged_reference(run, lineage.reference, job):
         curve = run.parts.trainer(job, run.progress, run.stop)
-    if shared:
+    left: dict[str, Any] | None = None
+    if opened.checkpoint is not None and recipe.round_exit != "combine":
+        left = _leave_in_pieces(run, job, base, path, lm, opened.checkpoint, lineage.card)
+    elif shared:
         whole = None
         if run.team.main:
             lm = causal_lm.load(base, precision="fp32", device="cpu", cache=False)
@@ -203,8 +231,9 @@ def _train_and_export(
     if not run.team.main:
         return building.finish()
     building.write_part(0, curve)
-    plain, left = _leave_round(run, job, base, path, lineage, batches)
-    causal_lm.export(plain, lm.tokenizer, path, lineage.card)
+    if left is None:
+        plain, left = _leave_round(run, job, base, path, lineage, batches)
+        causal_lm.export(plain, lm.tokenizer, path, lineage.card)
     facts = {
         "policy_digest": causal_lm.folder_digest(path),
         "round": lineage.round,
@@ -216,6 +245,20 @@ def _train_and_export(
     if recipe.trainer.kind == "update" and (diverged := ran_away(curve)):
         facts["diverged"] = diverged
     return building.finish(facts, seconds=time.monotonic() - began)
+
+
+def _leave_in_pieces(  # noqa: PLR0913
+    run: Run, job: Job, base: str, path: Path, lm: causal_lm.CausalLM, checkpoint: Checkpoint, card: str
+) -> dict[str, Any]:
+    """Write the policy to export weight by weight, without a whole one in memory; all ranks call this.
+
+    Return what the artifact says of it.
+    """
+    kept = run.recipe.train.lora is not None and run.recipe.round_exit == "keep"
+    if kept and run.team.main:
+        adapters.save_adapter(job.model, path / "adapter")
+    export_pieces(job.model, lm.tokenizer, path, card, checkpoint, write=run.team.main)
+    return {"base": base if kept else None}
 
 
 def _leave_round(

@@ -177,7 +177,7 @@ def load(
     with quiet():
         tokenizer = load_tokenizer(folder)
         model = _load_model(folder, dtype).to(place).eval()
-    lm = CausalLM(model, tokenizer, str(folder), digest, _stop_ids(model, tokenizer))
+    lm = CausalLM(model, tokenizer, str(folder), digest, stop_ids(model, tokenizer))
     if cache:
         model.requires_grad_(False)
         _cache[key] = lm
@@ -351,7 +351,8 @@ def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a completion; see `CausalLM`."""
     config = model.config.get_text_config()
     sources: list[Any] = [tokenizer.eos_token_id, tokenizer.bos_token_id]
     # Not every config class has these attributes, and a model that cannot generate has no generation config.
