@@ -3,14 +3,22 @@
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.models import causal_lm
 from prefloop.models.causal_lm import CausalLM
+from prefloop.models.head import decoder_of
+from prefloop.models.reward_head import load_reward_model, reward_model_skeleton
 from prefloop.models.shares import Checkpoint
-from prefloop.models.skeleton import causal_lm_skeleton
+from prefloop.models.skeleton import causal_lm_skeleton, hollow
+from prefloop.models.training import checkpoint_activations
+from prefloop.models.value_head import ValueModel, decoder_checkpoint, folder_of, stored_beside, value_model_for
 from prefloop.team import Team
 from prefloop.train.settings import TrainSettings
-from prefloop.train.sharding import shard, sharding_of
+from prefloop.train.sharding import lowered, place, shard, sharding_of, share
 
 WHOLE_FIRST = (
     "{path}: transformers converts weights of this architecture as it reads them, so that each rank loads all of them "
@@ -66,6 +74,59 @@ def open_frozen(
     as_they_are = settings if lower else settings.model_copy(update={"precision": "fp32"})
     shard(opened.lm.model, team, as_they_are, opened.checkpoint)
     return Frozen(opened.lm, shared=True)
+
+
+@dataclass(frozen=True)
+class OpenedReward:
+    """A reward model to train, its tokenizer, and whether its head is fresh; see `Opened`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fresh: bool
+    checkpoint: Checkpoint | None
+
+
+def open_reward_model(path: str, settings: TrainSettings, team: Team, seed: int) -> OpenedReward:
+    """Open a causal LM or a reward model as a reward model to train, in float32.
+
+    Raises:
+        DataError: see `load_reward_model`.
+
+    """
+    device = causal_lm.choose_device(settings.device)
+    if sharding_of(settings, team, device.type) != "replicate":
+        found = reward_model_skeleton(Path(path), settings.device, seed)
+        if found is not None:
+            skeleton, tokenizer, fresh = found
+            return OpenedReward(skeleton.model, tokenizer, fresh, skeleton.checkpoint)
+    return OpenedReward(*load_reward_model(Path(path), settings.device, seed), None)
+
+
+def open_value(policy: nn.Module, settings: TrainSettings, team: Team) -> ValueModel:
+    """Open the value model beside a policy's weights to train: whole on each rank, or in shares.
+
+    Raises:
+        DataError: see `value_model_for`.
+
+    """
+    folder = folder_of(policy)
+    opened = open_trainable(str(folder), settings, team, lambda _: None)
+    if opened.checkpoint is None:
+        value, _ = value_model_for(policy, settings.device)
+    else:
+        value = ValueModel(opened.lm.model)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(value.model)
+    if opened.checkpoint is not None:
+        checkpoint = stored_beside(folder, value) or decoder_checkpoint(value, opened.checkpoint)
+        device = value.model.device
+        value.model.set_output_embeddings(nn.Identity())  # nobody uses it
+        hollow(value)
+        share(decoder_of(value.model), device, team, settings, lowered(settings, device.type))
+        share(value.head, device, team, settings, lower=False)  # an optimizer takes shares or whole weights, not both
+        place(value, device)
+        checkpoint.fill(dict(value.trained()))
+    return value
 
 
 def _opened(
