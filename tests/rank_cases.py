@@ -14,24 +14,31 @@ import torch
 
 from prefloop.errors import Interrupted
 from prefloop.losses.dpo import DPO
+from prefloop.losses.rollout_kl import RolloutKL
 from prefloop.losses.simpo import SimPO
-from prefloop.models import causal_lm
+from prefloop.losses.srpo import SRPO
 from prefloop.models.adapters import add_lora
+from prefloop.models.reward_head import add_lora as reward_lora
 from prefloop.models.training import checkpoint_activations
-from prefloop.protocols import Quiet
+from prefloop.protocols import Quiet, views_of
 from prefloop.ranks import joined
-from prefloop.rows import PolicyRef, StepLog, TokenizedPair
+from prefloop.rows import PolicyRef, StepLog, TokenizedPair, TokenizedView
 from prefloop.team import ALONE, Team
 from prefloop.train.fast_slow import FastSlow
+from prefloop.train.group_advantage import GroupAdvantage
 from prefloop.train.job import Job
 from prefloop.train.moving_reference import MovingReference
 from prefloop.train.noise_game import NoiseGame
+from prefloop.train.opening import open_frozen, open_reward_model, open_trainable
+from prefloop.train.ppo import PPO
 from prefloop.train.reference import score_reference
+from prefloop.train.reward_model import RewardModel
 from prefloop.train.settings import TrainSettings
 from prefloop.train.sharding import shard
 from prefloop.train.update import Update
 
 PAIRS, STEPS, MIDDLE = 25, 20, 10
+SHORT = (("epochs", 1),)
 """25 pairs are 4 steps of 8 an epoch, the last with one pair: then all ranks but one have nothing of their own."""
 
 
@@ -50,12 +57,51 @@ def pairs() -> list[TokenizedPair]:
     return found
 
 
+def with_views(found: list[TokenizedPair], names: tuple[str, ...]) -> list[TokenizedPair]:
+    """The pairs with what a loss reads beside their two sides: the pair's own tokens, under longer prompts."""
+    return [
+        dataclasses.replace(
+            pair,
+            views=tuple(
+                TokenizedView(n, (5 + i, *pair.context), pair.rejected[::-1], None) for i, n in enumerate(names)
+            ),
+        )
+        for pair in found
+    ]
+
+
+def with_steps(found: list[TokenizedPair]) -> list[TokenizedPair]:
+    """The pairs as Step-DPO makes them: the first step is common to both sides, and context."""
+    return [dataclasses.replace(pair, context=(*pair.context, 7, 8, 9 + i)) for i, pair in enumerate(found)]
+
+
+def as_rollouts(scored: list[TokenizedPair]) -> list[TokenizedPair]:
+    """The chosen sides as scored samples of the reference, in groups of three of one prompt."""
+    contexts = [pair.context for pair in scored]
+    return [
+        dataclasses.replace(
+            pair,
+            context=contexts[i // 3],
+            rejected=(),
+            reference_rejected=(),
+            sampled_chosen=tuple(v - 0.01 * (j % 3) for j, v in enumerate(pair.reference_chosen or ())),
+            chosen_score=sum(token % 2 for token in pair.chosen) / len(pair.chosen),
+        )
+        for i, pair in enumerate(scored)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     trainer: Any
     loss: Any = dataclasses.field(default_factory=lambda: DPO(beta=0.5))
     lora: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
+    steps: bool = False
+
+    @property
+    def trains_reward_model(self) -> bool:
+        return isinstance(self.trainer, RewardModel)
 
 
 CASES: dict[str, Case] = {
@@ -67,6 +113,15 @@ CASES: dict[str, Case] = {
     "noise_alternating": Case(NoiseGame("alternating", noise_learning_rate=1e-3, noise_steps=2, policy_steps=2)),
     "fast_slow": Case(FastSlow(check_every=3, speed=0.5), lora=True),
     "moving_reference": Case(MovingReference(every=6, share=0.5)),
+    "moving_reference_lora": Case(MovingReference(every=2, share=0.5), lora=True, settings=SHORT),
+    "srpo": Case(Update(), SRPO(), settings=SHORT),
+    "step_dpo": Case(Update(), steps=True, settings=SHORT),
+    "ppo": Case(PPO(value_learning_rate=1e-3), RolloutKL(beta=0.1), settings=(("epochs", 2),)),
+    "ppo_checkpointed": Case(PPO(), RolloutKL(beta=0.1), settings=(*SHORT, ("gradient_checkpointing", True))),
+    "grpo": Case(GroupAdvantage(), RolloutKL(beta=0.1, place="loss", estimator="k3"), settings=SHORT),
+    "rloo": Case(GroupAdvantage("leave_one_out", scale=False, ratio="sequence"), RolloutKL(beta=0.1), settings=SHORT),
+    "reward": Case(RewardModel(center=0.01), settings=SHORT),
+    "reward_lora": Case(RewardModel(), lora=True, settings=SHORT),
 }
 
 
@@ -83,12 +138,15 @@ def job(case: Case, folder: Path, team: Team, policy: Path, sharding: str) -> Jo
             **dict(case.settings),
         }
     )
-    model = causal_lm.load(str(policy), precision="fp32", device="cpu", cache=False).model
-    scored = score_reference(model, pairs(), "padded", 200)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(model)
+    trained, checkpoint = trainable(case, settings, policy, team)
+    shard(trained, team, settings, checkpoint, causal=not case.trains_reward_model)
+    frozen = open_frozen(str(policy), settings, team)
+    mine = with_views(pairs(), views_of(case.loss))
+    mine = with_steps(mine) if case.steps else mine
+    scored = score_reference(frozen.lm.model, mine, "padded", 200, team if frozen.shared else ALONE)
+    scored = as_rollouts(scored) if isinstance(case.loss, RolloutKL) else scored
     one = Job(
-        model=add_lora(model, 4, 8.0, seed=3) if case.lora else model.requires_grad_(True),
+        model=trained,
         pairs=scored,
         loss=case.loss,
         settings=settings,
@@ -99,8 +157,21 @@ def job(case: Case, folder: Path, team: Team, policy: Path, sharding: str) -> Jo
         starts_at_reference=case.loss.needs_reference,
         team=team,
     )
-    shard(one.model, team, settings, one.layout)
     return one
+
+
+def trainable(case: Case, settings: TrainSettings, policy: Path, team: Team) -> tuple[Any, Any]:
+    opened: Any
+    if case.trains_reward_model:
+        opened = open_reward_model(str(policy), settings, team, seed=4)
+        model, lora = opened.model, reward_lora
+    else:
+        opened = open_trainable(str(policy), settings, team, print)
+        model, lora = opened.lm.model, add_lora
+    model.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    return lora(model, 4, 8.0, targets="all-linear", seed=3) if case.lora else model, opened.checkpoint
 
 
 def stopping_after(steps: int) -> Callable[[], bool]:

@@ -20,11 +20,11 @@ from typing import TypeVar
 
 from prefloop import shelf, stages
 from prefloop.artifact import MANIFEST, Artifact, Key
+from prefloop.batching import Scorer, scored_ahead, serves
 from prefloop.errors import Interrupted, PrefloopError
 from prefloop.protocols import RoundContext, Sampler
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup
 from prefloop.stages import Draw, NamedJudge, Run
-from prefloop.training import BatchFacts, Scorer, scored_ahead
 
 R = TypeVar("R")
 
@@ -181,7 +181,7 @@ def scoring(run: Run, folder: Path, scored: Scored, named: NamedJudge, context: 
         older = (pair for artifact in scored.replayed for pair in artifact)
         pairs = chain(older, run.parts.pair_builder(groups, context))
         for index, part in enumerate(scorer.parts(pairs, Counter())):
-            if not scorer.sampler_serves(part, BatchFacts()) and made.take(index) is None:
+            if not serves(scorer.gap(part)) and made.take(index) is None:
                 made.put(index, scorer.scored(part))
             yield
 

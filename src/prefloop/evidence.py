@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefloop.artifact import Artifact, Building, Key
 from prefloop.components import Parts, build, key_of
 from prefloop.errors import ConfigError
@@ -15,7 +13,7 @@ from prefloop.evaluate import deciding, displacement, heldout, remedies
 from prefloop.evaluate.bootstrap import LEVEL
 from prefloop.evaluate.summary import metric_json, metrics_from_json
 from prefloop.models import causal_lm
-from prefloop.models.logps import TokenGroup, completion_logps
+from prefloop.models.logps import TokenGroup
 from prefloop.protocols import SharesAlpha
 from prefloop.recipe import Recipe, Spec
 from prefloop.rows import (
@@ -29,9 +27,11 @@ from prefloop.rows import (
     TokenizedPair,
     gold_completion,
 )
-from prefloop.stages import Run, completion_ids, layout_of, write_parts
-from prefloop.train.reference import rows_of, score_reference
+from prefloop.stages import Run, completion_ids, write_parts
+from prefloop.team import ALONE
+from prefloop.train.reference import rows_of, score_groups, score_reference
 from prefloop.train.store import PairStore
+from prefloop.waves import Reader, shares_weights, write_waves
 
 
 def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: PolicyRef) -> Artifact[CompletionScore]:
@@ -40,22 +40,30 @@ def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: Poli
     opened = run.open(path, key, CompletionScore, together=True)
     if isinstance(opened, Artifact):
         return opened
-    lm = causal_lm.load(start.path, precision="auto", device=run.recipe.train.device)
-    layout, _ = layout_of(run, lm.model)
+    reader = Reader(run, start.path)
 
     def make(groups: Sequence[JudgedGroup]) -> list[CompletionScore]:
-        return [score for group in groups for score in _score_group(lm, group, start.digest, layout)]
+        encoded = [[_encoded(reader.lm, group)] for group in groups]
+        logps = list(score_groups(reader.lm.model, encoded, reader.layout, reader.team))
+        return [
+            CompletionScore(completion.completion_id, start.digest, values)
+            for group, computed in zip(groups, logps, strict=True)
+            for completion, values in zip(group.completions, rows_of(computed), strict=True)
+        ]
 
-    return write_parts(run, opened, judged.stored_parts(), make, "log-probs under start")
+    parts, label = judged.stored_parts(), "log-probs under start"
+    if reader.team is ALONE:
+        return write_parts(run, opened, parts, make, label)
+    began = time.monotonic()
+    run.progress.start(label, judged.rows, "rows")
+    write_waves(run, opened, (list(part) for part in parts), make, label)
+    run.progress.finish()
+    return opened.finish({}, seconds=time.monotonic() - began)
 
 
-def _score_group(lm: causal_lm.CausalLM, group: JudgedGroup, policy: str, layout: str) -> Iterator[CompletionScore]:
+def _encoded(lm: causal_lm.CausalLM, group: JudgedGroup) -> TokenGroup:
     context = tuple(causal_lm.encode_prompt(lm.tokenizer, group.prompt))
-    completions = tuple(tuple(completion_ids(lm, c)) for c in group.completions)
-    with torch.inference_mode():
-        logps = completion_logps(lm.model, [TokenGroup(context, completions)], layout=layout)
-    for completion, values in zip(group.completions, rows_of(logps), strict=True):
-        yield CompletionScore(completion.completion_id, policy, values)
+    return TokenGroup(context, tuple(tuple(completion_ids(lm, c)) for c in group.completions))
 
 
 @dataclass(frozen=True)
@@ -211,14 +219,20 @@ def measure_displacement(
     }
     inputs = {"batches": trained.batches.digest, "policy": trained.curve.digest, "before": trained.before.digest}
     inputs |= {"start": before.judged.digest, "decision": found.decision.digest}
-    opened = run.open(path, Key("displacement", settings, inputs), displacement.Scored)
+    opened = run.open(path, Key("displacement", settings, inputs), displacement.Scored, together=True)
     if isinstance(opened, Artifact):
         return opened
+    if not run.team.main and not shares_weights(run):
+        return opened.finish()
     began = time.monotonic()
-    texts = _texts(run, trained, before.judged)
+    reader = Reader(run, trained.before.path)
+    texts = _texts(run, trained, before.judged, reader.lm)
+    pairs = [replace(pair, views=()) for _, pair in texts]
     run.progress.start("displacement", 2 * len(texts), "pairs")
-    totals = [_totals(run, policy, [pair for _, pair in texts]) for policy in (trained.before, trained.after)]
+    totals = [_totals(run, reader, pairs), _totals(run, Reader(run, trained.after.path), pairs)]
     run.progress.finish()
+    if not run.team.main:
+        return opened.finish()
     rows = [
         displacement.Scored(kind, pair.pair_id, len(getattr(pair, side)), once[side], now[side])
         for (kinds, pair), once, now in zip(texts, *totals, strict=True)
@@ -231,7 +245,7 @@ def measure_displacement(
 
 
 def _texts(
-    run: Run, trained: Trained, start: Artifact[JudgedGroup]
+    run: Run, trained: Trained, start: Artifact[JudgedGroup], lm: causal_lm.CausalLM
 ) -> list[tuple[tuple[str | None, str | None], TokenizedPair]]:
     """Return what is compared, as pairs, each with the kind of its chosen and of its rejected side."""
     pairs = PairStore(trained.batches)
@@ -240,7 +254,6 @@ def _texts(
     found: list[tuple[tuple[str | None, str | None], TokenizedPair]] = [
         (sides, pairs[i * len(pairs) // count]) for i in range(count)
     ]
-    lm = causal_lm.load(trained.before.path, precision="auto", device=run.recipe.train.device)
     limit = run.recipe.train.max_tokens
     for group in list(start)[:HELD_OUT]:
         held_out = _held_out_texts(lm, group)
@@ -275,12 +288,10 @@ def _held_out_texts(
     yield (displacement.START_SAMPLES, None), pair(completion_ids(lm, group.completions[0]))
 
 
-def _totals(run: Run, policy: PolicyRef, pairs: Sequence[TokenizedPair]) -> list[dict[str, float]]:
+def _totals(run: Run, reader: Reader, pairs: Sequence[TokenizedPair]) -> list[dict[str, float]]:
     """Return log π of both sides of each pair, nats; 0 for a side without tokens."""
-    lm = causal_lm.load(policy.path, precision="auto", device=run.recipe.train.device)
-    layout, _ = layout_of(run, lm.model)
-    plain = [replace(pair, views=()) for pair in pairs]
-    scored = score_reference(lm.model, plain, layout, run.recipe.train.tokens_per_microbatch)
+    budget = run.recipe.train.tokens_per_microbatch
+    scored = score_reference(reader.lm.model, pairs, reader.layout, budget, reader.team)
     run.progress.advance(len(pairs))
     return [{"chosen": sum(p.reference_chosen or ()), "rejected": sum(p.reference_rejected or ())} for p in scored]
 

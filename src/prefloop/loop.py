@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefloop import ahead, evidence, ledger, reward_run, stages, training, trust
+from prefloop import ahead, batching, evidence, ledger, reward_run, stages, training, trust
 from prefloop.artifact import Artifact, load_artifact, locked, read_json
 from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
@@ -224,7 +224,7 @@ def _round(
         samples, judged = ahead.sampled_and_judged(here, folder, prompts, _draw(here), _judge(here), context)
     corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
     pairs = stages.pair(here, folder / "3-pairs", corrected, context)
-    batches = training.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
+    batches = batching.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
     lineage = Lineage(number, start, reference, _card(here, number, start, reference), standing.past)
     policy = training.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
     evaluation = _evaluate(here, folder / "6-report", policy, holdout, standing)

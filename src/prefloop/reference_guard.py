@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from prefloop.errors import CorruptArtifact, TrainingDiverged
 from prefloop.models import causal_lm
+from prefloop.models.shares import local
 from prefloop.rows import PolicyRef
 from prefloop.stages import Run
+from prefloop.team import ALONE
 from prefloop.train.job import Job
+from prefloop.train.opening import Frozen, open_frozen
 from prefloop.train.reference import sampler_gap, score_reference
-from prefloop.train.sharding import local
 
 CHECKED_PAIRS = 16
 """Pairs, evenly spread over the round's, whose stored log-probs are compared with live ones."""
@@ -41,12 +43,12 @@ def unchanged_reference(run: Run, reference: PolicyRef | None, job: Job) -> Iter
         yield
         return
     _check_files(reference, "before training")
-    lm = causal_lm.load(reference.path, precision="auto", device=run.recipe.train.device)
-    _check_stored(run, lm, job)
-    models = [job.model, lm.model]
-    if lm.device.type != "cpu":
+    opened = open_frozen(reference.path, run.recipe.train, run.team)
+    _check_stored(run, opened, job)
+    models = [job.model, opened.lm.model]
+    if opened.lm.device.type != "cpu" or opened.shared:
         # A GPU's memory is for training; whoever needs the reference there loads it again.
-        del models[1], lm
+        del models[1], opened
         causal_lm.forget()
     before = _sums(*models)
     yield
@@ -69,13 +71,14 @@ def _check_files(reference: PolicyRef, when: str) -> None:
         )
 
 
-def _check_stored(run: Run, lm: causal_lm.CausalLM, job: Job) -> None:
+def _check_stored(run: Run, opened: Frozen, job: Job) -> None:
     every = max(1, len(job.pairs) // CHECKED_PAIRS)
     stored = [job.pairs[i] for i in range(0, len(job.pairs), every)][:CHECKED_PAIRS]
-    live = score_reference(lm.model, stored, job.layout, run.recipe.train.tokens_per_microbatch)
+    model, team = opened.lm.model, run.team if opened.shared else ALONE
+    live = score_reference(model, stored, job.layout, run.recipe.train.tokens_per_microbatch, team)
     gap = sampler_gap(stored, live)
-    dtype = lm.model.dtype
-    allowed = ON_GPU if dtype == torch.float32 and lm.device.type != "cpu" else TOLERANCES[dtype]
+    dtype = model.dtype
+    allowed = ON_GPU if dtype == torch.float32 and model.device.type != "cpu" else TOLERANCES[dtype]
     if not gap <= allowed:
         raise CorruptArtifact(
             f"{job.state_folder.parent}: the stored log-probs of the reference differ from live ones by {gap:.3g} nats "

@@ -26,6 +26,7 @@ from prefloop.evaluate.reward_table import decide, reward_verdict
 from prefloop.evaluate.summary import metric_json
 from prefloop.judge.reward_model import RewardModel
 from prefloop.models import adapters, causal_lm
+from prefloop.models.pieces import export_pieces
 from prefloop.models.reward_head import add_lora, exchange_ids, load_reward_model
 from prefloop.models.training import checkpoint_activations, compile_layers
 from prefloop.prompts.store import MadePrompts
@@ -34,6 +35,7 @@ from prefloop.recipe import Recipe, for_round
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup, StepLog, TokenizedPair
 from prefloop.stages import PAIRS_PER_PART, Run, batched
 from prefloop.train.job import Job
+from prefloop.train.opening import open_reward_model
 from prefloop.train.sharding import gather, shard
 from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
@@ -254,7 +256,9 @@ def _train_and_export(
 ) -> Artifact[StepLog]:
     began = time.monotonic()
     train, path = here.recipe.train, building.path
-    trainable, tokenizer, fresh = _trainable(here, start, train.device, seed)
+    opened = open_reward_model(start.path, train, here.team, seed)
+    trainable = _trainable(here, opened.model, seed)
+    shared = shard(trainable, here.team, train, opened.checkpoint, causal=False)
     job = Job(
         model=trainable,
         pairs=PairStore(batches),
@@ -268,39 +272,42 @@ def _train_and_export(
         team=here.team,
         on_step=here.watch.step,
     )
-    shared = shard(trainable, here.team, train, None)
     curve = here.parts.trainer(job, here.progress, here.stop)
-    if shared:
-        whole = _trainable(here, start, "cpu", seed)[0] if here.team.main else None
+    card = _card(here, start)
+    if opened.checkpoint is not None:
+        export_pieces(trainable, opened.tokenizer, path, card, opened.checkpoint, write=here.team.main)
+    elif shared:
+        model, _, _ = load_reward_model(Path(start.path), "cpu", seed) if here.team.main else (None, None, None)
+        whole = None if model is None else _trainable(here, model, seed)
         gather(trainable, whole)
         trainable = whole
     if not here.team.main:
         return building.finish()
     building.write_part(0, curve)
-    plain = adapters.merge_lora(trainable) if train.lora is not None else trainable
-    causal_lm.export(plain, tokenizer, path, _card(here, start))
+    if opened.checkpoint is None:
+        plain = adapters.merge_lora(trainable) if train.lora is not None else trainable
+        causal_lm.export(plain, opened.tokenizer, path, card)
     facts = {
         "policy_digest": causal_lm.folder_digest(path),
         "steps": curve[-1].step,
         "tokens": batches.facts["tokens"] * train.epochs,
-        "fresh_head": fresh,
+        "fresh_head": opened.fresh,
         **job.counts,
     }
     return building.finish(facts, seconds=time.monotonic() - began)
 
 
-def _trainable(here: Run, start: PolicyRef, device: str, seed: int) -> tuple[Any, Any, bool]:
-    """Return the reward model with what is to be trained switched on, its tokenizer, and whether its head is new."""
+def _trainable(here: Run, model: Any, seed: int) -> Any:
+    """Return the reward model with what is to be trained switched on."""
     train = here.recipe.train
-    model, tokenizer, fresh = load_reward_model(Path(start.path), device, seed)
     model.requires_grad_(True)
     if train.gradient_checkpointing:
         checkpoint_activations(model)
     if train.compile:
         compile_layers(model)
     if train.lora is None:
-        return model, tokenizer, fresh
-    return add_lora(model, train.lora.rank, train.lora.alpha, train.lora.targets, seed), tokenizer, fresh
+        return model
+    return add_lora(model, train.lora.rank, train.lora.alpha, train.lora.targets, seed)
 
 
 def _decide(here: Run, folder: Path, model: PolicyRef, standing: Standing, longer: bool) -> Artifact[Any]:

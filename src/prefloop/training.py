@@ -1,192 +1,30 @@
-"""The stages 4-batches and 5-policy: pairs become token ids with reference log-probs, and those a new policy."""
+"""The stage 5-policy: the round's batches become a new policy."""
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefloop import shelf
 from prefloop.artifact import Artifact, Building, Key, load_artifact
 from prefloop.combine import NOTHING_PAST, Past, combined
 from prefloop.components import key_of
-from prefloop.errors import DataError
 from prefloop.models import adapters, causal_lm
+from prefloop.models.pieces import export_pieces
+from prefloop.models.shares import Checkpoint
 from prefloop.models.training import checkpoint_activations, compile_layers
 from prefloop.reference_guard import unchanged_reference
-from prefloop.rows import PolicyRef, PreferencePair, StepLog, TokenizedPair
-from prefloop.stages import PAIRS_PER_PART, Run, batched, completion_ids, layout_of
+from prefloop.rows import PolicyRef, StepLog, TokenizedPair
+from prefloop.stages import Run, layout_of
 from prefloop.train.job import Job
-from prefloop.train.reference import Encoding, sampler_gap, score_reference, tokenize_pairs
-from prefloop.train.reference_cache import ReferenceCache
+from prefloop.train.opening import open_trainable
 from prefloop.train.safety import ran_away
 from prefloop.train.sharding import gather, shard
 from prefloop.train.states import STATES
 from prefloop.train.store import PairStore
 
-SPOT_CHECKS = 16
-"""Pairs on which the sampler's log-probs are compared with live ones of the same policy."""
-SAMPLER_GAP = 1e-3
-"""Largest difference of one token's log-prob, nats, up to which the sampler's are used as the reference's."""
 _WITHOUT_EFFECT = ("checkpoint_every", "log_every", "reference_cache", "remedy", "sharding", "waive_state")
 """Training settings that do not change the policy, or say so in its facts."""
-
-
-def batch(
-    run: Run, path: Path, pairs: Sequence[Artifact[PreferencePair]], reference: PolicyRef | None, policy: PolicyRef
-) -> Artifact[TokenizedPair]:
-    """4-batches: token ids of the round's pairs and of replayed ones, with the reference's log-probs.
-
-    Raises:
-        DataError: every pair was dropped.
-
-    """
-    opened = run.open(path, _batches_key(run, pairs, reference, policy), TokenizedPair, together=True)
-    if isinstance(opened, Building):
-        opened = _batched(run, opened, pairs, Scorer.of(run, reference, policy))
-    if run.team.main:
-        shelf.clear(path)
-    return opened
-
-
-def _batched(
-    run: Run, opened: Building[TokenizedPair], pairs: Sequence[Artifact[PreferencePair]], scorer: "Scorer"
-) -> Artifact[TokenizedPair]:
-    began = time.monotonic()
-    facts = BatchFacts()
-    total = sum(artifact.rows for artifact in pairs)
-    made = scored_ahead(run, opened.path, scorer) if shelf.folder_of(opened.path).is_dir() else None
-    run.progress.start("reference", total, "pairs")
-    for index, part in enumerate(scorer.parts((p for artifact in pairs for p in artifact), facts.dropped)):
-        facts.count(part)
-        mine = index % run.team.size == run.team.rank
-        # The main rank looks into every part: what the artifact says of them is its to say.
-        use_sampler = (mine or run.team.main) and scorer.sampler_serves(part, facts)
-        if mine and not opened.has_part(index):
-            known = None if made is None or use_sampler else made.take(index)
-            if known is not None and [_unscored(p) for p in known] == [_unscored(p) for p in part]:
-                part = known
-            elif not use_sampler:
-                part = scorer.scored(part)
-            opened.write_part(index, part)
-            run.check_stop("reference log-probs")
-        run.progress.advance(len(part))
-    run.team.gathered()
-    run.progress.finish()
-    if scorer.cache and scorer.cache.used:
-        run.progress.say(f"reference log-probs: those of {scorer.cache.used} pairs were in {scorer.cache.folder}")
-    if not facts.pairs:
-        raise DataError(f"{opened.path}: no pair is left to train on; dropped: {dict(facts.dropped)}")
-    return opened.finish(
-        {
-            **facts.as_dict(with_reference=scorer.reference is not None),
-            "layout": scorer.layout,
-            "layout_why": scorer.layout_why,
-        },
-        seconds=time.monotonic() - began,
-    )
-
-
-def _batches_key(
-    run: Run, pairs: Sequence[Artifact[PreferencePair]], reference: PolicyRef | None, policy: PolicyRef
-) -> Key:
-    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
-    inputs = {f"pairs-{i}": p.digest for i, p in enumerate(pairs)}
-    inputs |= {"tokenizer": policy.digest} | ({"reference": reference.digest} if reference else {})
-    return Key("batches", settings, inputs)
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Makes parts of tokenized pairs, and puts the log-probs of `reference` beside them."""
-
-    lm: causal_lm.CausalLM
-    reference: PolicyRef | None
-    encoding: Encoding
-    layout: str
-    layout_why: str
-    tokens_per_batch: int
-    cache: ReferenceCache | None
-
-    @classmethod
-    def of(cls, run: Run, reference: PolicyRef | None, policy: PolicyRef) -> "Scorer":
-        """Return the scorer of a round; loads the reference, or `policy` where there is none."""
-        settings = run.recipe.train
-        lm = causal_lm.load((reference or policy).path, precision="auto", device=settings.device)
-        encoding = Encoding(
-            partial(causal_lm.encode_prompt, lm.tokenizer), partial(completion_ids, lm), settings.max_tokens
-        )
-        layout, why = layout_of(run, lm.model)
-        cache = None
-        if reference is not None and settings.reference_cache is not None:
-            cache = ReferenceCache.of(Path(settings.reference_cache).expanduser(), reference.digest, lm.model)
-        return cls(lm, reference, encoding, layout, why, settings.tokens_per_microbatch, cache)
-
-    def parts(self, pairs: Iterable[PreferencePair], dropped: Counter[str]) -> Iterator[list[TokenizedPair]]:
-        """Yield the parts of 4-batches, with the sampler's log-probs at the most; what is left out is counted."""
-        sampled_by = self.reference.digest if self.reference else None
-        return batched(tokenize_pairs(pairs, self.encoding, dropped, sampled_by), PAIRS_PER_PART)
-
-    def sampler_serves(self, part: Sequence[TokenizedPair], facts: "BatchFacts") -> bool:
-        """Return whether the sampler's log-probs can stand for the reference's: measured on pairs all over the part."""
-        if self.reference is None or any(
-            p.reference_chosen is None or p.reference_rejected is None or p.views for p in part
-        ):
-            return False
-        probe = part[:: max(1, len(part) // SPOT_CHECKS)][:SPOT_CHECKS]
-        gap = sampler_gap(probe, self._live(probe))
-        facts.sampler_gap = max(gap, facts.sampler_gap or 0.0)
-        facts.sampler_parts += gap <= SAMPLER_GAP
-        return gap <= SAMPLER_GAP
-
-    def scored(self, part: Sequence[TokenizedPair]) -> list[TokenizedPair]:
-        """Return the part with the reference's log-probs; as it is where there is no reference."""
-        if self.reference is None:
-            return list(part)
-        return self.cache.score(part, self._live) if self.cache else self._live(part)
-
-    def _live(self, part: Sequence[TokenizedPair]) -> list[TokenizedPair]:
-        return score_reference(self.lm.model, part, layout=self.layout, tokens_per_batch=self.tokens_per_batch)
-
-
-def scored_ahead(run: Run, path: Path, scorer: Scorer) -> shelf.Shelf[TokenizedPair]:
-    """Return the parts of 4-batches in folder `path` that were scored while completions were being judged."""
-    settings = {"max_tokens": run.recipe.train.max_tokens, "layout": run.recipe.train.layout}
-    reference = {"reference": scorer.reference.digest} if scorer.reference else {}
-    return shelf.Shelf.of(path, Key("batches", settings, reference), TokenizedPair)
-
-
-def _unscored(pair: TokenizedPair) -> TokenizedPair:
-    views = tuple(replace(view, reference=None) for view in pair.views)
-    return replace(pair, reference_chosen=None, reference_rejected=None, views=views)
-
-
-@dataclass
-class BatchFacts:
-    """What 4-batches says of its pairs. `sampler_parts` of `parts` took the sampler's log-probs as the reference's."""
-
-    pairs: int = 0
-    tokens: int = 0
-    parts: int = 0
-    sampler_parts: int = 0
-    sampler_gap: float | None = None
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def count(self, part: Sequence[TokenizedPair]) -> None:
-        """Count the pairs of a part."""
-        self.parts += 1
-        self.pairs += len(part)
-        self.tokens += sum(len(p.context) + len(p.chosen) + len(p.rejected) for p in part)
-
-    def as_dict(self, with_reference: bool) -> dict[str, Any]:
-        """Return the facts as the manifest holds them."""
-        sources = {0: "computed", self.parts: "sampler"}
-        facts: dict[str, Any] = {"pairs": self.pairs, "dropped": dict(self.dropped), "tokens": self.tokens}
-        facts["reference_logps"] = sources.get(self.sampler_parts, "both") if with_reference else "none"
-        return facts if self.sampler_gap is None else facts | {"sampler_gap": self.sampler_gap}
 
 
 @dataclass(frozen=True)
@@ -231,8 +69,10 @@ def _train_and_export(
     began = time.monotonic()
     recipe, path = run.recipe, building.path
     base = lineage.policy.base or lineage.policy.path
-    lm = causal_lm.load(base, precision="fp32", device=recipe.train.device, cache=False)
+    opened = open_trainable(base, recipe.train, run.team, run.progress.say)
+    lm = opened.lm
     model = _trainable(run, lm.model, lineage.policy, seed)
+    shared = shard(model, run.team, recipe.train, opened.checkpoint)
     job = Job(
         model=model,
         pairs=PairStore(batches),
@@ -246,10 +86,12 @@ def _train_and_export(
         team=run.team,
         on_step=run.watch.step,
     )
-    shared = shard(job.model, run.team, recipe.train, job.layout)
     with unchanged_reference(run, lineage.reference, job):
         curve = run.parts.trainer(job, run.progress, run.stop)
-    if shared:
+    left: dict[str, Any] | None = None
+    if opened.checkpoint is not None and recipe.round_exit != "combine":
+        left = _leave_in_pieces(run, job, base, path, lm, opened.checkpoint, lineage.card)
+    elif shared:
         whole = None
         if run.team.main:
             lm = causal_lm.load(base, precision="fp32", device="cpu", cache=False)
@@ -259,8 +101,9 @@ def _train_and_export(
     if not run.team.main:
         return building.finish()
     building.write_part(0, curve)
-    plain, left = _leave_round(run, job, base, path, lineage, batches)
-    causal_lm.export(plain, lm.tokenizer, path, lineage.card)
+    if left is None:
+        plain, left = _leave_round(run, job, base, path, lineage, batches)
+        causal_lm.export(plain, lm.tokenizer, path, lineage.card)
     facts = {
         "policy_digest": causal_lm.folder_digest(path),
         "round": lineage.round,
@@ -272,6 +115,20 @@ def _train_and_export(
     if recipe.trainer.kind == "update" and (diverged := ran_away(curve)):
         facts["diverged"] = diverged
     return building.finish(facts, seconds=time.monotonic() - began)
+
+
+def _leave_in_pieces(  # noqa: PLR0913
+    run: Run, job: Job, base: str, path: Path, lm: causal_lm.CausalLM, checkpoint: Checkpoint, card: str
+) -> dict[str, Any]:
+    """Write the policy to export weight by weight, without a whole one in memory; all ranks call this.
+
+    Return what the artifact says of it.
+    """
+    kept = run.recipe.train.lora is not None and run.recipe.round_exit == "keep"
+    if kept and run.team.main:
+        adapters.save_adapter(job.model, path / "adapter")
+    export_pieces(job.model, lm.tokenizer, path, card, checkpoint, write=run.team.main)
+    return {"base": base if kept else None}
 
 
 def _leave_round(

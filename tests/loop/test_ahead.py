@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import prefloop.endpoint as endpoint_module
-from prefloop import shelf, stages, training
+from prefloop import batching, shelf, stages
 from prefloop.artifact import Key, read_parts
+from prefloop.batching import Scorer
 from prefloop.errors import Interrupted, JudgeError
 from prefloop.inputs import embedded_policy
 from prefloop.launch import read_recipe
 from prefloop.loop import run
 from prefloop.rows import Completion, JudgedGroup, Message, Prompt, SampleGroup, Verdict
-from prefloop.training import Scorer
 from scripted_endpoint import Misbehave, ScriptedEndpoint, grader
 
 FOLDER = str(embedded_policy())
@@ -28,7 +28,7 @@ WORDS = ("dog", "cat", "ball", "tree", "happy", "sad", "ran", "sat", "big", "red
 def small_parts(monkeypatch):
     monkeypatch.setattr(endpoint_module, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(stages, "PAIRS_PER_PART", 8)
-    monkeypatch.setattr(training, "PAIRS_PER_PART", 8)
+    monkeypatch.setattr(batching, "PAIRS_PER_PART", 8)
 
 
 def writer(request, number):

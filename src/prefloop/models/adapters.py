@@ -94,14 +94,26 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = {name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
-    for name, parameter in plain.named_parameters():
-        layer, _, rest = name.partition(".base_layer.")
+    for name, parameter in plain_weights(model):
+        layer, _, rest = name.rpartition(".")
         if layer in layers and rest == "weight":
             active = [module for module in layers[layer].active_adapters if module in layers[layer].lora_A]
             updates = (layers[layer].get_delta_weight(module).detach() for module in active)
-            yield f"{layer}.{rest}", sum(updates, start=whole(parameter.detach()).float())
-        elif layer in layers or name.partition(".lora_")[0] not in layers:
-            yield (f"{layer}.{rest}" if rest else name), whole(parameter.detach())
+            yield name, sum(updates, start=whole(parameter.detach()).float())
+        else:
+            yield name, whole(parameter.detach())
+
+
+def plain_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the weights of the model under its adapters, each under its name in the plain model, once."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = {name for name, module in plain.named_modules() if isinstance(module, LoraLayer)}
+    for name, parameter in plain.named_parameters():
+        layer, _, rest = name.partition(".base_layer.")
+        if layer in layers:
+            yield f"{layer}.{rest}", parameter
+        elif name.partition(".lora_")[0] not in layers:
+            yield name, parameter
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def _loaded(folder: Path, digest: str, dtype: torch.dtype, place: torch.device) 
     with quiet():
         tokenizer = load_tokenizer(folder)
         model = _load_model(folder, dtype).to(place).eval()
-    return CausalLM(model, tokenizer, str(folder), digest, _stop_ids(model, tokenizer))
+    return CausalLM(model, tokenizer, str(folder), digest, stop_ids(model, tokenizer))
 
 
 def forget() -> None:
@@ -359,7 +359,8 @@ def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a completion; see `CausalLM`."""
     config = model.config.get_text_config()
     sources: list[Any] = [tokenizer.eos_token_id, tokenizer.bos_token_id]
     # Not every config class has these attributes, and a model that cannot generate has no generation config.

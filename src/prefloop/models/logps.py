@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from prefloop.errors import ConfigError
@@ -116,6 +116,7 @@ def verify_layout(model: nn.Module, layout: str = "shared") -> str:
 
 _OBJECTIONS: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 _KNOWN_LOGITS: WeakSet[nn.Module] = WeakSet()
+_GATHERED_LOWER: WeakSet[nn.Module] = WeakSet()
 _MIXERS = {"full_attention", "sliding_attention"}
 _CHECK_WINDOW = 3
 
@@ -233,16 +234,24 @@ _SHARDED = "prefloop_scores"
 """Method of a sharded model by which it is run."""
 
 
-def share_weights(model: nn.Module, layout: str) -> None:
+def forget_gathered(model: nn.Module) -> None:
+    """Let a shared model be its shares again, where weights are still gathered from a pass without a backward one."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def share_weights(model: nn.Module, lower: bool) -> None:
     """Let the engine run `model` after `fully_shard`, which gathers weights only around what a module calls itself.
 
-    The model has been looked into before, with `layout` among others: a check now would be one on some ranks only.
+    `lower` says that weights are gathered in bf16. From now on all ranks score together: where the engine looks into a
+    model before it first uses it, as `choose_layout` does, that is a call on all of them too.
     """
     causal_lm = _causal_lm(model)
     setattr(causal_lm, _SHARDED, MethodType(_scores, causal_lm))
     register_fsdp_forward_method(causal_lm, _SHARDED)
-    _KNOWN_LOGITS.add(causal_lm)
-    _OBJECTIONS.setdefault(causal_lm, {})[layout] = ""
+    if lower:
+        _GATHERED_LOWER.add(causal_lm)
 
 
 def _scores(
@@ -352,7 +361,7 @@ def _gap(one: Tensor, other: Tensor, mask: Tensor) -> float:
 
 def _tolerance(model: PreTrainedModel) -> float:
     """Largest mean difference a token, nats, that rounding explains; a wrong mask or position gives far more."""
-    if model.dtype in (torch.bfloat16, torch.float16):
+    if model.dtype in (torch.bfloat16, torch.float16) or model in _GATHERED_LOWER:
         return 0.2
     # A GPU may multiply float32 with the mantissa of TF32.
     return 1e-3 if model.device.type == "cpu" else 0.02
@@ -379,6 +388,7 @@ def _evaluation(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        forget_gathered(model)  # what is trained are the shares
 
 
 @contextmanager

@@ -11,12 +11,15 @@ whole rows are computed and thrown away, forward and backward, so the [score, vo
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -61,7 +64,8 @@ def predicting_states(model: PreTrainedModel, groups: Sequence[TokenGroup]) -> P
     width = max(map(len, rows), default=0)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    output = decoder_of(model)(tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    # A shared model gathers its weights around what it calls itself; see `share_states`.
+    output = getattr(model, _SHARED, partial(_hidden, model))(tokens, mask)
     places = [
         index * width + len(context) - 1 + offset
         for index, (context, completion) in enumerate(pairs)
@@ -70,6 +74,24 @@ def predicting_states(model: PreTrainedModel, groups: Sequence[TokenGroup]) -> P
     hidden = output.flatten(0, 1).index_select(0, torch.tensor(places, dtype=torch.long, device=device))
     targets = [token for _, completion in pairs for token in completion]
     return PredictingStates(hidden, torch.tensor(targets, dtype=torch.long, device=device), head, facts)
+
+
+_SHARED = "prefloop_states"
+"""Method of a shared model by which it is run."""
+
+
+def share_states(model: PreTrainedModel) -> None:
+    """Let `predicting_states` run a model after `fully_shard`; all ranks then call it together.
+
+    Its head stays gathered after the first call, as `NoiseHead` needs it.
+    """
+    setattr(model, _SHARED, MethodType(_hidden, model))
+    register_fsdp_forward_method(model, _SHARED)
+
+
+def _hidden(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    output: Tensor = decoder_of(model)(tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    return output
 
 
 class NoiseHead(nn.Module):

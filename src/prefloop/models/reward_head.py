@@ -21,6 +21,7 @@ from prefloop.disk import machine_errors
 from prefloop.errors import DataError
 from prefloop.models.adapters import ALL_LINEAR
 from prefloop.models.causal_lm import TEMPLATE_FAULTS, check_folder, choose_device, load_tokenizer, quiet
+from prefloop.models.skeleton import Skeleton, classifier_skeleton, head_of_classifier
 from prefloop.rows import VERBATIM, Prompt
 
 
@@ -55,21 +56,38 @@ def load_reward_model(folder: Path, device: str, seed: int) -> tuple[PreTrainedM
             f"{folder}: cannot be the backbone of a reward model ({reason}); transformers has sequence classifiers of "
             "many causal LMs, such as Llama, Qwen, Gemma and GPT-NeoX: choose one of them as policy"
         ) from error
-    head = {name for name, _ in _head(model)}
+    head = {name for name, _ in head_of_classifier(model)}
     missing = sorted(set(found["missing_keys"]) - head)
     if missing:
         raise DataError(f"{folder}: {len(missing)} weights of the backbone are missing ({missing[0]}, …)")
+    _note_padding(model, tokenizer)
+    return model.to(choose_device(device)).eval(), tokenizer, bool(head & set(found["missing_keys"]))
+
+
+def reward_model_skeleton(
+    folder: Path, device: str, seed: int
+) -> tuple[Skeleton, PreTrainedTokenizerBase, bool] | None:
+    """Return what `load_reward_model` would, without weights, for ranks that share them; see `models/skeleton.py`.
+
+    Raises:
+        DataError: the folder has no config, weights or tokenizer.
+
+    """
+    check_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    found = classifier_skeleton(folder, choose_device(device), seed)
+    if found is None:
+        return None
+    skeleton, fresh = found
+    _note_padding(skeleton.model, tokenizer)
+    return skeleton, tokenizer, fresh
+
+
+def _note_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         config.pad_token_id = next(i for i in ids if i is not None)
-    return model.to(choose_device(device)).eval(), tokenizer, bool(head & set(found["missing_keys"]))
-
-
-def _head(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters that are not the backbone's."""
-    backbone = {id(p) for p in model.base_model.parameters()}
-    return [(name, p) for name, p in model.named_parameters() if id(p) not in backbone]
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | Sequence[str], seed: int) -> PeftModel:
@@ -91,7 +109,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, targets: str | Seq
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         torch.manual_seed(seed)
         adapted = PeftModel(model, config).train(training)
-    for _, parameter in _head(model):
+    for _, parameter in head_of_classifier(model):
         parameter.requires_grad_(True)
     return adapted
 

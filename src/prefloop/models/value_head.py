@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from prefloop.disk import native_writes
 from prefloop.errors import DataError
 from prefloop.models import causal_lm
+from prefloop.models.adapters import whole
 from prefloop.models.head import decoder_of
 from prefloop.models.logps import TokenGroup
+from prefloop.models.shares import Checkpoint
 
 FILE = "value.safetensors"
 """What a value model is called beside the policy whose rewards it foretells."""
@@ -68,10 +70,16 @@ class ValueModel(nn.Module):
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
 
-    def save(self, folder: Path) -> None:
-        """Write decoder and head to `folder`."""
-        with native_writes(folder / FILE):
-            save_file({name: p.detach().contiguous() for name, p in self.trained()}, folder / FILE)
+    def save(self, folder: Path, write: bool = True) -> None:
+        """Write decoder and head to `folder`; ranks that share them call this together, and one of them has `write`."""
+        found = {}
+        for name, parameter in self.trained():
+            tensor = whole(parameter.detach())
+            if write:
+                found[name] = tensor.cpu().contiguous()
+        if write:
+            with native_writes(folder / FILE):
+                save_file(found, folder / FILE)
 
 
 def folder_of(model: nn.Module) -> Path:
@@ -92,17 +100,35 @@ def value_model_for(policy: nn.Module, device: str) -> tuple[ValueModel, bool]:
     folder = folder_of(policy)
     lm = causal_lm.load(str(folder), precision="fp32", device=device, cache=False)
     value = ValueModel(lm.model)
+    stored = stored_beside(folder, value)
+    if stored is not None:
+        stored.fill(dict(value.trained()))
+    return value, stored is not None
+
+
+def stored_beside(folder: Path, value: ValueModel) -> Checkpoint | None:
+    """Return the value model that lies in a policy's folder, `None` if there is none; `value` is of its shape.
+
+    Raises:
+        DataError: the file is damaged, or of another architecture.
+
+    """
     path = folder / FILE
     if not path.is_file():
-        return value, False
-    named = dict(value.trained())
+        return None
     try:
-        stored = load_file(path, device=str(lm.device))
+        stored = Checkpoint.of([path])
+        shapes = stored.shapes
     except SafetensorError as error:
         raise DataError(f"{path}: not a value model that can be read ({error}); remove it to start anew") from error
-    if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in named.items()}:
+    if shapes != {name: tuple(p.shape) for name, p in value.trained()}:
         raise DataError(f"{path}: the value model of another architecture; remove it to start anew")
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(stored[name])
-    return value, True
+    return stored
+
+
+def decoder_checkpoint(value: ValueModel, checkpoint: Checkpoint) -> Checkpoint:
+    """Return where a policy's `checkpoint` has the weights of `value`, whose head is fresh."""
+    outside = {id(p): checkpoint.names.get(name, name) for name, p in value.model.named_parameters()}
+    names = {name: outside[id(p)] for name, p in value.trained() if id(p) in outside}
+    fresh = {name: p.detach() for name, p in value.trained() if id(p) not in outside}
+    return Checkpoint(checkpoint.files, names, fresh)

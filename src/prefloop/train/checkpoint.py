@@ -29,9 +29,10 @@ from prefloop.artifact import file_digest, flush_tree, replacing, set_aside, wri
 from prefloop.columns import read_rows, write_rows
 from prefloop.disk import native_writes, sealed
 from prefloop.errors import CorruptArtifact
+from prefloop.models.shares import held_rows, local
 from prefloop.rows import StepLog
 from prefloop.team import ALONE, Team
-from prefloop.train.sharding import held_rows, local, writes_rows
+from prefloop.train.sharding import writes_rows
 from prefloop.train.states import CURVE, MOMENTS, STATE, WEIGHTS, check_state, state_name, states
 
 KEPT = 2

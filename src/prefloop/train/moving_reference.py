@@ -6,16 +6,19 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from prefloop.errors import ConfigError
-from prefloop.models import causal_lm
 from prefloop.models.adapters import merged_weights
+from prefloop.models.logps import forget_gathered
+from prefloop.models.shares import held_rows, local
 from prefloop.protocols import Progress, views_of
 from prefloop.rows import StepLog
 from prefloop.tensors import LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.job import Job
+from prefloop.train.opening import open_frozen
 from prefloop.train.sharding import counts, divisor
 from prefloop.train.update import (
     Carried,
@@ -93,8 +96,8 @@ class MovingReference:
         if self.every is None or self.share == 0:
             return train(job, progress, stop)
         # Its own copy, in float32: small shares of small updates vanish in 16 bits.
-        model = causal_lm.load(job.reference.path, precision="fp32", device=job.settings.device, cache=False).model
-        following = Following(job, model.requires_grad_(False), self.every, self.share)
+        opened = open_frozen(job.reference.path, job.settings, job.team, precision="fp32", lower=True, cache=False)
+        following = Following(job, opened.lm.model.requires_grad_(False), self.every, self.share)
         policy = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
         player = Player(policy, make_optimizer(policy, job.settings))
         return take_steps(job, [player], following.accumulate, progress, stop, following.carried)
@@ -147,11 +150,14 @@ class Following:
 
 def follow(reference: PreTrainedModel, policy: nn.Module, share: float) -> None:
     """Move every parameter of `reference` towards the policy's, its adapter merged: θ_ref ← (1 − a)·θ_ref + a·θ."""
+    forget_gathered(reference)  # the shares are what moves
     parameters = dict(reference.named_parameters())
     with torch.no_grad():
         for name, weight in merged_weights(policy):
+            own = parameters[name]
+            rows = weight[slice(*held_rows(own))] if isinstance(own, DTensor) else weight
             # lerp is exact where both are equal, and at share 1.
-            parameters[name].lerp_(weight.to(parameters[name].dtype), share)
+            local(own).lerp_(rows.to(own.dtype), share)
 
 
 def _counted(output: LossOutput, updates: int) -> LossOutput:

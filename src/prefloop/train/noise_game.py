@@ -13,15 +13,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from prefloop.errors import ConfigError
-from prefloop.models import causal_lm
 from prefloop.models.head import head_of
 from prefloop.models.logps import TokenGroup
-from prefloop.models.noise_head import NoiseHead, predicting_states
+from prefloop.models.noise_head import NoiseHead, predicting_states, share_states
 from prefloop.protocols import Loss, Progress
 from prefloop.rows import StepLog
 from prefloop.tensors import CompletionLogps, LossOutput, PairLogps
 from prefloop.train.batches import pair_logps
 from prefloop.train.job import Job
+from prefloop.train.opening import open_frozen
 from prefloop.train.sharding import counts, divisor, sum_gradients
 from prefloop.train.update import (
     Player,
@@ -136,7 +136,10 @@ class NoiseGame:
             )
         if self.silent:
             return train(job, progress, stop)
-        reference = causal_lm.load(job.reference.path, precision="auto", device=job.settings.device).model
+        opened = open_frozen(job.reference.path, job.settings, job.team)
+        reference = opened.lm.model
+        if opened.shared:
+            share_states(reference)
         head = self.head_for(reference, job.seed)
         policy, noise = self.players(job, head)
         game = _Round(self, job, reference, head, noise)
@@ -148,7 +151,7 @@ class NoiseGame:
         vocabulary, width = lm_head.weight.shape
         bound = None if self.bound == math.inf else self.bound
         head = NoiseHead(width, vocabulary, rank=self.rank, bound=bound, initial=self.initial, seed=seed)
-        return head.to(lm_head.weight.device)
+        return head.to(reference.device)
 
     def players(self, job: Job, head: NoiseHead) -> tuple[Player, Player]:
         """Return the policy, and the noise, which gets no weight decay: its penalty is in the objective."""

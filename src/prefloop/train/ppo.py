@@ -12,13 +12,13 @@ from torch import Tensor
 
 from prefloop.errors import ConfigError
 from prefloop.losses.rollout_kl import RolloutKL
-from prefloop.models.logps import TokenGroup
-from prefloop.models.training import checkpoint_activations
-from prefloop.models.value_head import ValueModel, value_model_for
+from prefloop.models.logps import TokenGroup, forget_gathered
+from prefloop.models.value_head import ValueModel
 from prefloop.protocols import Progress
 from prefloop.rows import StepLog
 from prefloop.tensors import LossOutput
 from prefloop.train.job import Job
+from prefloop.train.opening import open_value
 from prefloop.train.rollouts import (
     Rollout,
     Scored,
@@ -124,14 +124,11 @@ class PPO:
 
         """
         rollouts = read_rollouts(job, "ppo")
-        value, _ = value_model_for(job.model, job.settings.device)
-        if job.settings.gradient_checkpointing:
-            checkpoint_activations(value.model)
+        value = open_value(job.model, job.settings, job.team)
         play = Play(self, job, rollouts, value, self.advantages(job, rollouts, value))
         probe = partial(play.accumulate, 0)
         curve = take_steps(job, self.players(job, value), play.accumulate, progress, stop, probe=probe)
-        if job.team.main:
-            value.save(job.state_folder.parent)
+        value.save(job.state_folder.parent, write=job.team.main)
         return curve
 
     def players(self, job: Job, value: ValueModel) -> list[Player]:
@@ -220,6 +217,7 @@ def _values_before(job: Job, value: ValueModel) -> list[Float[Tensor, " token"]]
         with torch.no_grad(), autocast(next(value.parameters()).device, job.settings.precision):
             values = value(groups_of(job, batch)).cpu()
         found += [row[: len(job.pairs[i].chosen)] for row, i in zip(values, batch, strict=True)]
+    forget_gathered(value)
     return found
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from prefloop.models.logps import completion_logps
+from prefloop.models.logps import TokenGroup, completion_logps
 from prefloop.rows import ABSENT, Completion, PreferencePair, Prompt, TokenizedPair, TokenizedView
+from prefloop.team import ALONE, Team
 from prefloop.tensors import CompletionLogps
 from prefloop.train.batches import group_by_context
 
@@ -104,21 +105,48 @@ def sampler_gap(sampled: Sequence[TokenizedPair], live: Sequence[TokenizedPair])
     return worst
 
 
+NOTHING = [TokenGroup((0,), ((0,),))]
+"""What a rank scores while others have more to score than it has."""
+
+
 def score_reference(
-    model: nn.Module, pairs: Sequence[TokenizedPair], layout: str, tokens_per_batch: int
+    model: nn.Module, pairs: Sequence[TokenizedPair], layout: str, tokens_per_batch: int, team: Team = ALONE
 ) -> list[TokenizedPair]:
-    """Return `pairs` with the log-probs of `model` for every completion token, in nats. Computes no gradients."""
+    """Return `pairs` with the log-probs of `model` for every completion token, in nats. Computes no gradients.
+
+    The ranks of a `team` share the model's weights: they call this together, each with its own pairs, or none.
+    """
     names = [view.name for view in pairs[0].views] if pairs else []
+    batches = list(_within_budget(pairs, tokens_per_batch))
+    found = [group_by_context(batch, names) for batch in batches]
+    logps = list(score_groups(model, [grouped.groups for grouped in found], layout, team))
     scored: list[TokenizedPair] = []
-    for batch in _within_budget(pairs, tokens_per_batch):
-        found = group_by_context(batch, names)
-        with torch.inference_mode():
-            values = rows_of(completion_logps(model, found.groups, layout=layout))
+    for batch, grouped, computed in zip(batches, found, logps, strict=True):
+        values = rows_of(computed)
         for place, pair in enumerate(batch):
-            views = tuple(replace(v, reference=values[found.views[v.name][place]]) for v in pair.views)
-            chosen, rejected = values[found.chosen[place]], values[found.rejected[place]]
+            views = tuple(replace(v, reference=values[grouped.views[v.name][place]]) for v in pair.views)
+            chosen, rejected = values[grouped.chosen[place]], values[grouped.rejected[place]]
             scored.append(replace(pair, reference_chosen=chosen, reference_rejected=rejected, views=views))
     return scored
+
+
+def score_groups(
+    model: nn.Module, batches: Sequence[Sequence[TokenGroup]], layout: str, team: Team = ALONE
+) -> Iterator[CompletionLogps]:
+    """Yield the log-probs of each batch, nats, without gradients.
+
+    The ranks of a `team` share the model's weights: they call this together, each with its own batches, and take all
+    that it yields. Who has fewer runs the model on a token meanwhile, as all must run it equally often.
+    """
+    most = max(team.gathered(len(batches)))
+    # A gathered weight that was made in inference mode could not be trained on later.
+    quiet = torch.inference_mode if team.size == 1 else torch.no_grad
+    for turn in range(most):
+        own = turn < len(batches)
+        with quiet():
+            found = completion_logps(model, batches[turn] if own else NOTHING, layout=layout)
+        if own:
+            yield found
 
 
 def rows_of(logps: CompletionLogps) -> list[tuple[float, ...]]:

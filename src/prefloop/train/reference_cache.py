@@ -87,7 +87,7 @@ class ReferenceCache:
         self._check(hits[:: max(1, len(hits) // SPOT_CHECKS)][:SPOT_CHECKS], live)
         self.used += len(hits)
         missing = [pair for pair, found in zip(pairs, known, strict=True) if found is None]
-        scored = live(missing) if missing else []
+        scored = live(missing)  # with nothing too: it may be a call on all ranks
         self._add(scored)
         rest = iter(scored)
         return [next(rest) if found is None else found for found in known]
@@ -125,7 +125,7 @@ class ReferenceCache:
     def _check(
         self, known: Sequence[TokenizedPair], live: Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
     ) -> None:
-        for stored, computed in zip(known, live(known) if known else [], strict=True):
+        for stored, computed in zip(known, live(known), strict=True):
             gap = _gap(stored, computed)
             if not gap <= self.tolerance:
                 raise CorruptArtifact(

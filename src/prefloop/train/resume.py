@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from prefloop.models.shares import local
 from prefloop.rows import StepLog
 from prefloop.train import safety
 from prefloop.train.checkpoint import (
@@ -17,7 +18,7 @@ from prefloop.train.checkpoint import (
     save_state,
 )
 from prefloop.train.job import Job
-from prefloop.train.sharding import local, rows_held
+from prefloop.train.sharding import rows_held
 
 UNMOVED = "unmoved."
 """Prefix of notes of the training state: parameters that have no optimizer moments yet."""
@@ -72,7 +73,9 @@ def resume(
     found = job.team.tell(newest_state(job.state_folder, say) if job.team.main else None)
     if found is None:
         return 0
-    state = read_state(job.state_folder, found, next(iter(named.values())).device, rows_held(named))
+    state = read_state(
+        job.state_folder, found, next(iter(named.values())).device, rows_held({**named, **carried.tensors})
+    )
     still = {n.removeprefix(UNMOVED) for n in state.notes if n.startswith(UNMOVED)}
     fresh = [n for n in named if n not in still and f"{n}.step" not in state.moments]
     missing = {

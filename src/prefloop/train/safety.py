@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import CorruptArtifact, TrainingDiverged
+from prefloop.models.shares import local
 from prefloop.protocols import Progress
 from prefloop.rows import StepLog
 from prefloop.train.job import Job
-from prefloop.train.sharding import local
 from prefloop.train.states import states
 
 SKIPPED = "skipped_updates"

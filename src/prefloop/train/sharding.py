@@ -6,7 +6,9 @@ divided by the number of all, and the sums of all ranks are added.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cache
 from typing import overload
 
 import torch
@@ -18,8 +20,10 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefloop.errors import ConfigError
-from prefloop.models.adapters import whole
+from prefloop.models.adapters import plain_weights, whole
 from prefloop.models.logps import share_weights
+from prefloop.models.shares import Checkpoint, held_rows
+from prefloop.models.skeleton import hollow
 from prefloop.team import Team
 from prefloop.train.plan import Plan, Step
 from prefloop.train.settings import TrainSettings
@@ -156,74 +160,98 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def shard(model: nn.Module, team: Team, settings: TrainSettings, layout: str | None) -> bool:
+def sharding_of(settings: TrainSettings, team: Team, device: str) -> str:
+    """Return how the ranks hold a model on a kind of device: replicate, full or hybrid."""
+    kind = settings.sharding
+    if kind == "auto":
+        kind = "full" if device == "cuda" else "replicate"
+    return "replicate" if team.size == 1 else kind
+
+
+def lowered(settings: TrainSettings, device: str) -> bool:
+    """Return whether matrix products are bf16."""
+    return settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
+
+
+def shard(
+    model: nn.Module, team: Team, settings: TrainSettings, checkpoint: Checkpoint | None = None, causal: bool = True
+) -> bool:
     """Give each rank its rows of every weight, in place, where `settings.sharding` says so; return whether it does.
 
     Each decoder layer gathers its weights when it runs, forward and backward, and the gradients are summed into the
     shares (FSDP2: `torch.distributed.fsdp.fully_shard`). What trains beside a frozen model, a LoRA adapter, stays
     whole on each rank. With bf16 the weights are gathered and multiplied in bf16; shares, sums of gradients and the
-    optimizer are float32. `layout` is how the log-prob engine will run a causal LM; `None` for other models, which
-    run themselves.
+    optimizer are float32.
+
+    `checkpoint`: the weights are stand-ins (`models/skeleton.py`), and each rank reads its own rows from there.
+    `causal`: the log-prob engine will run the model; others run themselves.
 
     Raises:
         ConfigError: hybrid, and the machines have different numbers of ranks.
 
     """
-    device = next(model.parameters()).device.type
-    kind = settings.sharding
-    if kind == "auto":
-        kind = "full" if device == "cuda" else "replicate"
-    if team.size == 1 or kind == "replicate":
+    device = next(model.parameters()).device
+    if sharding_of(settings, team, device.type) == "replicate":
         return False
     base: nn.Module = model
-    if layout is not None and isinstance(model, PeftModel):
+    if causal and isinstance(model, PeftModel):
         base = model.get_base_model()
     adapted = {p for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else set()
-    lower = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda")
+    lower = lowered(settings, device.type)
+    if checkpoint is not None:
+        hollow(model)
+        adapted = {p for p in model.parameters() if p.requires_grad} if isinstance(model, PeftModel) else set()
+    share(base, device, team, settings, lower, adapted)
+    if checkpoint is not None:
+        place(model, device)
+        checkpoint.fill(dict(plain_weights(model)))
+    if causal:
+        share_weights(model, lower)
+    return True
+
+
+def share(
+    base: nn.Module,
+    device: torch.device,
+    team: Team,
+    settings: TrainSettings,
+    lower: bool,
+    adapted: AbstractSet[nn.Parameter] = frozenset(),
+) -> None:
+    """Share the weights of `base`, which is called as a whole, layer by layer; `adapted` ones stay whole."""
     policy = MixedPrecisionPolicy(torch.bfloat16 if lower else None, torch.float32)
-    mesh = _mesh(team, device, kind)
+    mesh = _mesh(team.size, team.local_size, device.type, sharding_of(settings, team, device.type))
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     for part in (*layers, base):
-        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=adapted)
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=set(adapted))
     for module in base.modules():
         if isinstance(module, FSDPModule):
             # The sum over ranks, not their mean: losses are divided by the pairs of the whole step already.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    if layout is not None:
-        share_weights(model, layout)
-    return True
 
 
-def _mesh(team: Team, device: str, kind: str) -> DeviceMesh:
+def place(model: nn.Module, device: torch.device) -> None:
+    """Make room for the shares of weights that are on the meta device."""
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.device.type == "meta" else t)
+
+
+@cache
+def _mesh(size: int, local_size: int, device: str, kind: str) -> DeviceMesh:
     if kind == "full":
-        return init_device_mesh(device, (team.size,))
-    if team.size % team.local_size:
+        return init_device_mesh(device, (size,))
+    if size % local_size:
         raise ConfigError(
-            f"train.sharding: hybrid needs the same number of ranks on each machine, and {team.size} ranks are no "
-            f"multiple of the {team.local_size} here; set it to full"
+            f"train.sharding: hybrid needs the same number of ranks on each machine, and {size} ranks are no "
+            f"multiple of the {local_size} here; set it to full"
         )
-    shape = (team.size // team.local_size, team.local_size)
+    shape = (size // local_size, local_size)
     return init_device_mesh(device, shape, mesh_dim_names=("machines", "shares"))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the rows of a tensor that this rank holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_held(named: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Return first and last row (exclusive) that this rank holds of each sharded tensor, by name."""
     return {name: held_rows(tensor) for name, tensor in named.items() if isinstance(tensor, DTensor)}
-
-
-def held_rows(tensor: DTensor) -> tuple[int, int]:
-    """Return first and last row (exclusive) that this rank holds. FSDP2 cuts the first dimension like `torch.chunk`."""
-    mesh, rows = tensor.device_mesh, tensor.shape[0]
-    size, place = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
-    each = -(-rows // size)
-    first = min(rows, place * each)
-    return first, min(rows, first + each)
 
 
 def writes_rows(tensor: Tensor, team: Team) -> bool:
