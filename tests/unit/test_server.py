@@ -153,13 +153,12 @@ def test_a_server_that_knows_less_is_asked_for_less(known):
 
 
 def test_two_requests_may_find_out_at_once_what_a_server_knows():
-    first = threading.Event()
+    both = threading.Barrier(2)
 
     def script(request, number):
         if "return_token_ids" not in request:
             return bare(request, number)
-        late = first.is_set()
-        first.set()
+        late = both.wait(timeout=30)  # neither is answered before both have asked
         return Misbehave(422, delay=0.3 if late else 0.0)  # when it comes, the other one has got its text
 
     with ScriptedEndpoint(script, models=SERVED) as endpoint:
