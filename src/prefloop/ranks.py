@@ -10,20 +10,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
+from threading import Event, Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as run_launcher
 
-from prefloop.errors import ConfigError, PrefloopError, RankLost
-from prefloop.team import FAILURE, MOST_SLEEP, Team, lost
+from prefloop.errors import ConfigError, Interrupted, PrefloopError, RankLost
+from prefloop.team import ALIVE, FAILURE, MOST_SLEEP, Team, lost
 
-STALLED = timedelta(minutes=10)
-"""How long a rank waits in a sum of tensors for one that does not come, before it gives up."""
+STALLED = float(os.environ.get("PREFLOOP_STALLED", "600"))
+"""Seconds for which a rank waits in a sum of tensors for one that does not come, and anywhere for one that gives no
+sign of life, before it gives up."""
+MEETING = timedelta(minutes=10)
+"""How long a rank waits at the start for the others."""
 GRACE = 5.0
 """Seconds in which the cause of a broken connection is looked for."""
 PATIENCE = 60
@@ -49,6 +55,8 @@ def joined() -> Iterator[Team]:
         yield Team()
         return
     team = _join()
+    ended = Event()
+    Thread(target=_live, args=(team, ended), daemon=True).start()
     try:
         yield team
         team.gathered()  # nobody leaves while another may still ask the store
@@ -58,7 +66,20 @@ def joined() -> Iterator[Team]:
             raise
         raise known from error
     finally:
+        ended.set()
         dist.destroy_process_group()
+
+
+def _live(team: Team, ended: Event) -> None:
+    """Give signs of life until `ended`; a process that is stopped, or whose machine is gone, gives none."""
+    assert team.store is not None
+    for sign in count():
+        try:
+            team.store.set(f"{ALIVE}/{team.rank}", str(sign))
+        except RuntimeError:  # the store went with the main rank's machine: whoever waits for it says so
+            return
+        if ended.wait(team.stalled / 10):
+            return
 
 
 def _join() -> Team:
@@ -78,10 +99,12 @@ def _join() -> Team:
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, size = next(iter(rendezvous("env://", timeout=STALLED)))
+    patience = timedelta(seconds=STALLED)
+    store, rank, size = next(iter(rendezvous("env://", timeout=MEETING)))
+    store.set_timeout(patience)
     prefix: Any = vars(dist)["PrefixStore"]  # its stubs do not export it
-    dist.init_process_group(backend, store=prefix("tensors", store), rank=rank, world_size=size, timeout=STALLED)
-    return Team(rank, size, max(1, local_size), prefix("prefloop", store), dist.all_reduce)
+    dist.init_process_group(backend, store=prefix("tensors", store), rank=rank, world_size=size, timeout=patience)
+    return Team(rank, size, max(1, local_size), prefix("prefloop", store), dist.all_reduce, STALLED)
 
 
 def report(team: Team, error: BaseException) -> BaseException:
@@ -133,12 +156,18 @@ def start(count: int, arguments: Sequence[str]) -> int:
     """Run `prefloop ARGUMENTS` as `count` ranks and return the exit code: that of the first that failed, or 0.
 
     Raises:
+        Interrupted: this process got SIGTERM, SIGINT or the like, has passed it on, and the ranks have ended.
         RankLost: a rank was killed, and could not say so itself.
 
     """
     own = ["--standalone", f"--nproc-per-node={count}", f"--shutdown-timeout={PATIENCE}", "-m", "prefloop"]
     try:
         run_launcher(get_args_parser().parse_args([*own, *without_nproc(arguments)]))
+    except SignalException as error:
+        raise Interrupted(
+            f"the launcher got {error.sigval.name} and asked all ranks to stop; what is finished is on disk, and the "
+            "same command goes on, with any number of ranks"
+        ) from error
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         if first.exitcode < 0:

@@ -7,6 +7,7 @@ so that a failure anywhere ends the wait with its cause, and a stage that takes 
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FAILURE = "failure"
 """Key of what the first rank that failed has told."""
+ALIVE = "alive"
+"""Key, with a rank behind it, of a number that rises while the rank's process runs."""
 MOST_SLEEP = 0.1
 """Seconds between looks at the store, at most."""
 
@@ -57,6 +60,8 @@ class Team:
     store: Store | None = None
     add: Callable[[Any], object] | None = None
     """Sums a tensor over all ranks, in place."""
+    stalled: float = math.inf
+    """Seconds without a sign of life after which a rank is given up."""
     _turn: int = 0
 
     @property
@@ -117,11 +122,35 @@ class Team:
     def _await(self, key: str) -> Any:
         assert self.store is not None
         pause = 0.001
+        signs, since = [""] * self.size, [time.monotonic()] * self.size
+        look = time.monotonic() + self.stalled / 10
         while not self.store.check([key]):
             self.check_others()
+            if time.monotonic() > look:
+                self._check_life(signs, since)
+                look = time.monotonic() + self.stalled / 10
             time.sleep(pause)
             pause = min(2 * pause, MOST_SLEEP)
         return json.loads(self.store.get(key))
+
+    def _check_life(self, signs: list[str], since: list[float]) -> None:
+        """Note each rank's last sign of life in `signs`, and in `since` when it changed.
+
+        Raises:
+            RankLost: one has given none for too long.
+
+        """
+        assert self.store is not None
+        for rank in range(self.size):
+            key = f"{ALIVE}/{rank}"
+            sign = self.store.get(key).decode() if self.store.check([key]) else ""
+            if sign != signs[rank]:
+                signs[rank], since[rank] = sign, time.monotonic()
+            elif time.monotonic() - since[rank] > self.stalled:
+                raise RankLost(
+                    f"rank {rank} gave no sign of life for {self.stalled:.0f} s: it hangs, or its machine is gone; "
+                    "what is finished is on disk, and the same command goes on"
+                )
 
 
 def lost(cause: dict[str, Any]) -> RankLost:

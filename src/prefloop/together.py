@@ -1,6 +1,7 @@
 """What a team makes as one: the checks before it begins, and a stage's output that several ranks make."""
 
 import hashlib
+import os
 import platform
 import secrets
 import socket
@@ -22,7 +23,7 @@ from prefloop.train.sharding import require_divisible
 
 R = TypeVar("R")
 
-SEEN = 30.0
+SEEN = float(os.environ.get("PREFLOOP_SEEN", "30"))
 """Seconds that a network file system may take to show one rank what another has written."""
 
 

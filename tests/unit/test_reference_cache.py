@@ -142,7 +142,7 @@ def test_a_second_run_takes_over_what_the_first_one_scored(tmp_path, monkeypatch
         batches.append(list(load_artifact(tmp_path / name / "round-000" / "4-batches", TokenizedPair)))
     assert batches[0] == batches[1] == batches[2]
     count = len(batches[0])
-    assert scored == [count, count, 16]
+    assert [size for size in scored if size] == [count, count, 16]
     policies = [
         (tmp_path / name / "round-000" / "5-policy" / "model.safetensors").read_bytes() for name in ("one", "three")
     ]
