@@ -33,74 +33,108 @@ class Said:
 
 
 Script = Callable[[dict[str, Any], int], "str | Said | Misbehave"]
+Route = Callable[[str, "dict[str, Any] | None"], "dict[str, Any] | Misbehave | None"]
+
+
+class Server(ThreadingHTTPServer):
+    endpoint: "ScriptedEndpoint"
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that give up
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers for the endpoint of its server."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one write for head and body
+    disable_nagle_algorithm = True
+
+    server: "Server"
+
+    @property
+    def endpoint(self) -> "ScriptedEndpoint":
+        return self.server.endpoint
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        with self.endpoint.lock:
+            self.endpoint.lists += 1
+            self.endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.routed(None):
+            pass
+        elif self.endpoint.models is None or not self.path.endswith("/models"):
+            self.send(404, {}, '{"detail": "Not Found"}')
+        else:
+            self.send(200, {}, json.dumps({"data": [{"id": name} for name in self.endpoint.models]}))
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.endswith("/completions"):
+            if not self.routed(request):
+                self.send(404, {}, '{"detail": "Not Found"}')
+            return
+        with self.endpoint.lock:
+            number = len(self.endpoint.requests)
+            self.endpoint.requests.append(request)
+            self.endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
+        time.sleep(self.endpoint.delay)
+        found = self.endpoint.script(request, number)
+        if isinstance(found, Misbehave):
+            time.sleep(found.delay)
+            self.send(found.status, found.headers, found.body or "{}", found.cut)
+        else:
+            self.send(200, {}, completion(found if isinstance(found, Said) else Said(found)))
+
+    def routed(self, body: dict[str, Any] | None) -> bool:
+        with self.endpoint.lock:
+            found = self.endpoint.route(self.path, body)
+        if isinstance(found, Misbehave):
+            self.send(found.status, found.headers, found.body or "{}", found.cut)
+        elif found is not None:
+            self.send(200, {}, json.dumps(found))
+        return found is not None
+
+    def send(self, status: int, headers: dict[str, str], body: str, cut: int | None = None) -> None:
+        content = body.encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:cut])
+        self.wfile.flush()
+        if cut is not None:
+            # A reset instead of an orderly end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
 
 
 class ScriptedEndpoint:
-    """`script` gets a request and how many came before; what it returns is sent. `requests` are those that came."""
+    """`script` gets a request and how many came before; what it returns is sent. `requests` are those that came.
+
+    `route` answers at paths of its own, by path and body (`None`: a GET), and returns `None` for all others.
+    """
 
     def __init__(
-        self, script: Script, models: tuple[str, ...] | None = ("judge",), delay: float = 0.0, port: int = 0
+        self,
+        script: Script,
+        models: tuple[str, ...] | None = ("judge",),
+        delay: float = 0.0,
+        port: int = 0,
+        route: Route = lambda path, body: None,
     ) -> None:
-        self.script, self.models, self.delay = script, models, delay
+        self.script, self.models, self.delay, self.route = script, models, delay, route
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.lists = 0
         self.lock = threading.Lock()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # one write for head and body
-            disable_nagle_algorithm = True
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                with endpoint.lock:
-                    endpoint.lists += 1
-                    endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
-                if endpoint.models is None:
-                    self.send(404, {}, "{}")
-                else:
-                    self.send(200, {}, json.dumps({"data": [{"id": name} for name in endpoint.models]}))
-
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with endpoint.lock:
-                    number = len(endpoint.requests)
-                    endpoint.requests.append(request)
-                    endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
-                time.sleep(endpoint.delay)
-                found = endpoint.script(request, number)
-                if isinstance(found, Misbehave):
-                    time.sleep(found.delay)
-                    self.send(found.status, found.headers, found.body or "{}", found.cut)
-                else:
-                    self.send(200, {}, completion(found if isinstance(found, Said) else Said(found)))
-
-            def send(self, status: int, headers: dict[str, str], body: str, cut: int | None = None) -> None:
-                content = body.encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content[:cut])
-                self.wfile.flush()
-                if cut is not None:
-                    # A reset instead of an orderly end.
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.close_connection = True
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                pass  # clients that give up
-
         self.server = Server(("127.0.0.1", port), Handler)
+        self.server.endpoint = self
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property

@@ -123,11 +123,27 @@ class Address:
             client.organization = client.project = None  # from the environment, and nobody else's business
         return client
 
+    @property
+    def root(self) -> str:
+        """Where the paths of the server itself begin: the address without /v1."""
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
     def called(self, call: Callable[[], Any]) -> Any:
         """Return the JSON of the raw response that `call` brings, or `Trouble`."""
+        return self._tried(lambda: json.loads(call().content))
+
+    def get(self, client: Any, path: str) -> Any:
+        """Return what a path of the server says, JSON or text, or `Trouble`."""
+        return self._tried(lambda: client.get(self.root + path, cast_to=object))
+
+    def post(self, client: Any, path: str, body: Mapping[str, Any]) -> Any:
+        """Return what a path of the server answers to `body`, JSON or text, or `Trouble`."""
+        return self._tried(lambda: client.post(self.root + path, cast_to=object, body=body))
+
+    def _tried(self, call: Callable[[], Any]) -> Any:
         errors = self._library
         try:
-            return json.loads(call().content)
+            return call()
         except errors.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
                 return Trouble("no connection could be made in time", again=True)
@@ -139,14 +155,20 @@ class Address:
         except (ValueError, RecursionError):
             return Trouble("the response is not JSON", again=True, status=200)
 
-    def offered(self, client: Any) -> list[str] | Trouble:
-        """Return the models that the endpoint lists, none where its list is not in the common form."""
+    def listed(self, client: Any) -> list[dict[str, Any]] | Trouble:
+        """Return the models that the endpoint lists, each with an id; none where its list is not in the common form."""
         found = self.called(lambda: client.models.with_raw_response.list())
         if isinstance(found, Trouble):
             # Not every server has a list, and one that is loading says 503.
             return replace(found, again=found.again and found.status in (None, 429, 503))
         data = found.get("data") if isinstance(found, dict) else None
-        return [str(item["id"]) for item in data or () if isinstance(item, dict) and "id" in item]
+        rows = data if isinstance(data, list) else []
+        return [item for item in rows if isinstance(item, dict) and "id" in item]
+
+    def offered(self, client: Any) -> list[str] | Trouble:
+        """Return the names of the models that the endpoint lists."""
+        found = self.listed(client)
+        return found if isinstance(found, Trouble) else [str(item["id"]) for item in found]
 
     def key_refused(self, found: Trouble) -> str:
         """Return what to say of a key that the endpoint does not take, or of none."""

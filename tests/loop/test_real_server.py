@@ -24,7 +24,7 @@ from prefloop.judge.llm import Llm
 from prefloop.launch import read_recipe
 from prefloop.protocols import Quiet, RoundContext
 from prefloop.rows import Message, Prompt, SampleGroup, prompt_id
-from prefloop.sample import server as server_module
+from prefloop.sample import _server_asking as asking_module
 from prefloop.sample.hf import Hf
 from prefloop.sample.server import Server
 from prefloop.stages import Draw, Run, sample
@@ -138,12 +138,12 @@ def test_two_servers_share_the_work_and_one_takes_over_what_the_other_was_asked(
     back = threading.Event()
     send = Server._called
 
-    def watched(sampler, wanted, lane, level):
+    def watched(sampler, wanted, lane, *more):
         url, request = lane.address.base_url, (lane.address.base_url, wanted.messages, wanted.seed)
         if url == second.url and sum(one[0] == url for one in answered) >= 30:
             assert back.wait(60)  # so that something is left for the first one when it is there again
         asked.append(request)
-        found = send(sampler, wanted, lane, level)
+        found = send(sampler, wanted, lane, *more)
         if not isinstance(found, Trouble):
             answered.append(request)
         elif found.status is None:
@@ -214,7 +214,7 @@ def test_a_killed_server_costs_no_call_twice_in_sampling_and_judging(tmp_path, m
     there = Server(base_url=real_server.url, **greedy)(prompts, context)
     assert [g.completions[0].text for g in there] == [g.completions[0].text for g in Hf(**greedy)(prompts, context)]
 
-    drawn = recorded(monkeypatch, server_module, "read", lambda found, wanted: (wanted.messages, wanted.seed))
+    drawn = recorded(monkeypatch, asking_module, "read", lambda found, wanted: (wanted.messages, wanted.seed))
     graded = recorded(monkeypatch, _llm_endpoint, "read_completion", lambda found, wording: wording.text)
     (tmp_path / "rubric.txt").write_text("{{prompt}}{{completion}}\n{{format}}")
     judge = Llm(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from prefloop.endpoint import Address, Trouble, delay_after
 from prefloop.errors import SamplerError
+from prefloop.sample._server_hold import Hold
 
 BUSY = (429, 503)
 """Status that says something of the server and nothing of the request: waiting for it ends with `Lanes.patience`."""
@@ -26,7 +27,7 @@ class Stopped(SamplerError):
 
 @dataclass
 class Lane:
-    """One endpoint at work. `model` is what it calls the model; `level` how much can be asked of it.
+    """One endpoint at work. `hold` keeps it at the policy; `level` is how much can be asked of it.
 
     `due` is when it may be asked again; `down_since` when it first failed since it last answered, on the clock of
     `time.monotonic`. `known` says that a request at `level` has been answered.
@@ -34,7 +35,7 @@ class Lane:
 
     address: Address
     client: Any
-    model: str
+    hold: Hold
     level: int = 0
     known: bool = False
     running: int = 0
@@ -60,8 +61,8 @@ class Lanes:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _queue: list[object] = field(default_factory=list)
 
-    def send(self, attempt: Callable[[Lane], R | Trouble]) -> R | Trouble:
-        """Return what `attempt` brings, or trouble that will not pass. May be called by many threads.
+    def send(self, attempt: Callable[[Lane], R | Trouble]) -> tuple[Lane, R | Trouble]:
+        """Return what `attempt` brings, or trouble that will not pass, and where. May be called by many threads.
 
         Raises:
             SamplerError: no endpoint has answered for longer than `patience`.
@@ -74,13 +75,16 @@ class Lanes:
             found: R | Trouble = Trouble("stopped", again=True)
             try:
                 found = attempt(lane)
+            except BaseException:
+                self.stop()
+                raise
             finally:
                 self._release(lane, found)
             if not isinstance(found, Trouble) or not found.again:
-                return found
+                return lane, found
             errors += found.status not in (None, *BUSY)
             if errors > self.retries:
-                return found
+                return lane, found
 
     def stop(self) -> None:
         """Start no more attempts."""

@@ -13,6 +13,10 @@ LEVELS = 3
 """How much is asked for beside the text: 0: log-probs and token ids as vLLM gives them; 1: log-probs; 2: nothing."""
 LEVEL_REFUSED = (400, 415, 422, 501)
 """Status with which servers say that they do not know a field of the request."""
+NO_FILTERS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""vLLM and SGLang take these from the folder's generation_config.json where a request does not say them."""
+CUT_OFF = ("abort", "error")
+"""What vLLM and SGLang call the end of a completion that the server gave up."""
 _TOKEN_ID = re.compile(r"token_id:(\d+)")
 
 
@@ -43,15 +47,20 @@ class Drawn:
     prompt_ids: tuple[int, ...] | None
 
 
-def request_of(wanted: Wanted, decoding: dict[str, Any], level: int) -> dict[str, Any]:
-    """Return the arguments of the client's call, without the model. Fields beyond OpenAI's go into `extra_body`."""
+def request_of(wanted: Wanted, decoding: dict[str, Any], level: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the client's call, without the model. Fields beyond OpenAI's go into `extra_body`.
+
+    `extra` are such fields that are sent in any case.
+    """
     options: dict[str, Any] = {**decoding, "max_tokens": wanted.limit, "seed": wanted.seed}
     if wanted.count > 1:
         options["n"] = wanted.count
     if level < LEVELS - 1:
         options["logprobs"] = True if wanted.chat else 1
     if level == 0:
-        options["extra_body"] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        extra = {"return_token_ids": True, "return_tokens_as_token_ids": True, **NO_FILTERS, **extra}
+    if extra:
+        options["extra_body"] = extra
     if wanted.chat:
         return options | {"messages": [{"role": m.role, "content": m.content} for m in wanted.messages]}
     return options | {"prompt": wanted.messages[0].content}
@@ -62,6 +71,8 @@ def read(found: Any, wanted: Wanted) -> list[Drawn] | Trouble:
     choices = found.get("choices") if isinstance(found, dict) else None
     if not isinstance(choices, list) or not 1 <= len(choices) <= wanted.count:
         return Trouble(f"the response has not 1 to {wanted.count} choices", again=True, status=200)
+    if any(isinstance(choice, dict) and choice.get("finish_reason") in CUT_OFF for choice in choices):
+        return Trouble("the server gave up a completion", again=True, status=200)
     drawn = [_choice(choice, found, wanted) for choice in choices]
     known = [one for one in drawn if one is not None]
     if len(known) < len(drawn):

@@ -3,9 +3,8 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +12,13 @@ from typing import Any, ClassVar
 from prefloop.endpoint import FATAL, Address, Trouble, offer
 from prefloop.errors import ConfigError, SamplerError
 from prefloop.protocols import RoundContext
-from prefloop.rows import Completion, Prompt, SampleGroup, digest_of
-from prefloop.sample._server_lanes import Lane, Lanes, Stopped
+from prefloop.rows import Completion, PolicyRef, Prompt, SampleGroup, digest_of
+from prefloop.sample._server_asking import Asking
+from prefloop.sample._server_hold import Hold, Serving
+from prefloop.sample._server_lanes import Lane, Lanes
 from prefloop.sample._server_reader import Reader
-from prefloop.sample._server_wire import LEVEL_REFUSED, LEVELS, Drawn, Wanted, read, request_of
+from prefloop.sample._server_update import KINDS, Site, tell_of
+from prefloop.sample._server_wire import LEVEL_REFUSED, Drawn, Wanted, request_of
 from prefloop.sample.hf import stream_seed
 
 POLICY = "policy"
@@ -31,7 +33,7 @@ class Server:
     A plain-text prompt goes to /v1/completions, a conversation to /v1/chat/completions, where the server applies the
     chat template. With `model: policy` the endpoint is asked for the model by the policy's absolute folder:
     `transformers serve` loads that by itself, `vllm serve FOLDER` offers it under that name. Each round has another
-    policy, so a server that holds one model has to be started anew between rounds.
+    policy: `update` tells vLLM and SGLang of it; another server that holds one model has to be started anew.
 
     Token ids and log-probs are kept where the server says them for certain (vLLM: `return_token_ids`); else the
     trainer encodes the text. Ids of the prompt or the completion that are not the policy's own stop the run. Whether
@@ -51,6 +53,10 @@ class Server:
     model: str = POLICY
     """`policy` (default): the policy that the round samples from, by its folder. Or a name under which the endpoints
     serve a fixed model, another one than the policy: its texts are used without ids, and held-out prompts refused."""
+    update: str | tuple[str, ...] = "none"
+    """How servers get each round's policy. `none` (default): they are asked for its folder. `vllm`, `sglang`: told over
+    HTTP to load its LoRA adapter, or else its folder. `auto`: found out. Or a command, a list of words with {path},
+    {adapter} and {url}, for a server that does not list the policy's folder; no shell sees it. See docs/servers.md."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the endpoints' key. Default: no key is sent."""
     completions: int = 4
@@ -80,7 +86,7 @@ class Server:
     count: they are waited out, up to `patience`."""
 
     without_effect: ClassVar[tuple[str, ...]] = (
-        *("base_url", "api_key_env", "check_model"),
+        *("base_url", "api_key_env", "check_model", "update"),
         *("concurrency", "timeout", "patience", "retries"),
     )
     """Settings that change no completion, so that a run may go on at another address."""
@@ -94,6 +100,10 @@ class Server:
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
         yield "base_url", bool(self.base_url), "an address, or a list of them"
         yield "model", bool(self.model.strip()), "policy, or the model's name at the endpoint"
+        told = self.update[:1] != ("",) if isinstance(self.update, tuple) else self.update in KINDS
+        yield "update", bool(self.update) and told, f"{', '.join(KINDS)}, or a command as a list of words"
+        fixed = self.model != POLICY and self.update != "none"
+        yield "update", not fixed, f"none with model={self.model}, which is the same in every round"
         for name in ("completions", "max_new_tokens", "per_request", "concurrency"):
             yield name, getattr(self, name) >= 1, "≥ 1"
         yield "temperature", 0 <= self.temperature < math.inf, "≥ 0 (0 is greedy)"
@@ -128,7 +138,8 @@ class Server:
         asked = [self._asked(prompt, reader, context) for prompt in prompts]
         with ExitStack() as stack:
             lanes = Lanes(self._opened(stack, context), self.concurrency, self.patience, self.retries)
-            drawn = self._draw([one for some in asked for one in some], lanes)
+            asking = Asking(lanes, self._called, self._refusal, tells=self.update != "none")
+            drawn = asking.draw([one for some in asked for one in some])
         found = iter(drawn)
         source = context.policy.digest if reader else self.model
         groups = []
@@ -160,90 +171,54 @@ class Server:
         ]
 
     def _opened(self, stack: ExitStack, context: RoundContext) -> list[Lane]:
-        """Return the endpoints, after a look at what those that are up offer."""
         lanes = []
         for address in self._addresses():
             client = stack.enter_context(address.client())
-            lanes.append(Lane(address, client, self._named_there(address, client, context)))
+            lanes.append(Lane(address, client, Hold(partial(self._told, Site(address, client), context.policy))))
         return lanes
 
-    def _named_there(self, address: Address, client: Any, context: RoundContext) -> str:
-        """Return what the endpoint calls the model; one that is down now is believed to have it."""
-        found = address.offered(client)
+    def _told(self, site: Site, policy: PolicyRef) -> Serving | Trouble:
+        """Return how one endpoint is asked for the model, after it was told of the policy."""
+        found = tell_of(self.update)(site, policy) if self.model == POLICY else self._fixed(site)
         if isinstance(found, Trouble):
             if found.status in (401, 403):
-                raise SamplerError(address.key_refused(found))
-            found = []
-        if self.model == POLICY:
-            folder = Path(context.policy.path).resolve()
-            return next((name for name in found if Path(name).resolve() == folder), str(folder))
+                raise SamplerError(site.address.key_refused(found))
+            if not found.again and self.update == "none":
+                # It has no list of models, and is believed to have this one.
+                return Serving(str(Path(policy.path).resolve()) if self.model == POLICY else self.model)
+            if not found.again:
+                raise SamplerError(f"sampler.update: {site.url} does not say what it serves: {found.why}")
+        return found
+
+    def _fixed(self, site: Site) -> Serving | Trouble:
+        found = site.address.offered(site.client)
+        if isinstance(found, Trouble):
+            return found
         if self.check_model and found and self.model not in found and not Path(self.model).is_dir():
             raise ConfigError(
-                f"sampler.model: {address.base_url} has no {self.model!r}{offer(found)}; if it takes models that it "
-                "does not list, set sampler.check_model=false"
+                f"sampler.model: {site.url} has no {self.model!r}{offer(found)}; if it takes models that it does not "
+                "list, set sampler.check_model=false"
             )
-        return self.model
+        return Serving(self.model)
 
-    def _draw(self, asked: Sequence[Wanted], lanes: Lanes) -> list[list[Drawn]]:
-        """Return the completions of each request, in order."""
-        with ThreadPoolExecutor(self.concurrency * len(lanes.lanes)) as pool:
-            futures = [pool.submit(self._answer, wanted, lanes) for wanted in asked]
-            try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    if isinstance(error := future.exception(), BaseException) and not isinstance(error, Stopped):
-                        raise error
-            except BaseException:
-                lanes.stop()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return [future.result() for future in futures]
-
-    def _answer(self, wanted: Wanted, lanes: Lanes) -> list[Drawn]:
-        """Ask until all completions of a request are there. Runs in a thread of its own."""
-        drawn: list[Drawn] = []
-        while len(drawn) < wanted.count:
-            # With the same seed the server would send the same again.
-            rest = replace(wanted, count=wanted.count - len(drawn), seed=wanted.seed + len(drawn))
-            found = lanes.send(partial(self._attempt, rest))
-            if isinstance(found, Trouble):
-                lanes.stop()
-                raise SamplerError(self._refusal(wanted, found, lanes))
-            drawn += found
-        return drawn
-
-    def _attempt(self, wanted: Wanted, lane: Lane) -> list[Drawn] | Trouble:
-        """Ask once for as much as the server can tell, and for less where it refuses that."""
-        level = lane.level
-        while True:
-            found: Any = self._called(wanted, lane, level)
-            if not isinstance(found, Trouble):
-                lane.level, lane.known = max(level, lane.level), True
-                return read(found, wanted)
-            # Another request may have found out meanwhile that the server can tell less than this one asks for.
-            settled = level == LEVELS - 1 or (lane.known and level >= lane.level)
-            if settled or found.status not in LEVEL_REFUSED:
-                return found
-            level = max(level + 1, lane.level)
-
-    def _called(self, wanted: Wanted, lane: Lane, level: int) -> Any:
+    def _called(self, wanted: Wanted, lane: Lane, level: int, serving: Serving) -> Any:
         decoding: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p}
         if self.stop:
             decoding["stop"] = list(self.stop)
-        options = request_of(wanted, decoding, level)
+        options = request_of(wanted, decoding, level, dict(serving.extra))
         place = lane.client.chat.completions if wanted.chat else lane.client.completions
-        return lane.address.called(lambda: place.with_raw_response.create(model=lane.model, **options))
+        return lane.address.called(lambda: place.with_raw_response.create(model=serving.model, **options))
 
-    def _refusal(self, wanted: Wanted, found: Trouble, lanes: Lanes) -> str:
-        lane = lanes.lanes[0]
-        url = ", ".join(one.address.base_url for one in lanes.lanes)
+    def _refusal(self, wanted: Wanted, lane: Lane, found: Trouble) -> str:
+        url, model = lane.address.base_url, lane.hold.serving.model if lane.hold.serving else self.model
         if found.status in (401, 403):
             return lane.address.key_refused(found)
         # transformers serve with a model of its own says 400 for any other.
-        if found.status in FATAL or (found.status in LEVEL_REFUSED and lane.model in found.why):
+        if found.status in FATAL or (found.status in LEVEL_REFUSED and model in found.why):
             offered = lane.address.offered(lane.client)
             more = "" if isinstance(offered, Trouble) else offer(offered)
-            serve = f"; serve it, for example with vllm serve {lane.model}" if self.model == POLICY else ""
-            return f"sampler.model: {url} does not answer for {lane.model!r} ({found.why}){more}{serve}"
+            serve = f"; serve it, for example with vllm serve {model}" if self.model == POLICY else ""
+            return f"sampler.model: {url} does not answer for {model!r} ({found.why}){more}{serve}"
         shown = wanted.messages[-1].content[:60]
         if found.again:
             return (
