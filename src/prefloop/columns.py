@@ -22,8 +22,7 @@ _SCALARS: dict[type, pa.DataType] = {
 _ATOMS = frozenset({*_SCALARS, NoneType})
 UNPACKED = 256 * 2**20
 """Bytes that a Parquet file may always unpack to, and what one batch of its rows may take, whatever it repeats."""
-MOST__ATOMS = frozenset({*_SCALARS, NoneType})
-UNPACKED = 100
+MOST_UNPACKED = 100
 """Beyond `UNPACKED`, how many times its own size a Parquet file may unpack to; text compresses three to five times."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, KeyError, TypeError)
 """What pyarrow raises on a file that is damaged, or holds other values than its schema says."""
