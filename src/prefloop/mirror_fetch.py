@@ -142,7 +142,7 @@ def remote_digests(place: Place) -> dict[str, str]:
     names, known = place.files(), dict[str, str]()
     for name in names:
         folder, _, last = name.rpartition("/")
-        if last not in (MANIFEST, PARTS, STATE):
+        if last not in (MANIFEST, PARTS, STATE, KEY):
             continue
         data = place.read(name) or b""
         known[name] = digest_of_bytes(data)

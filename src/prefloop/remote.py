@@ -58,10 +58,10 @@ def fetched_folder(address: str) -> Path:
     if not state:
         raise ConfigError(f"{address}: no such folder, or an empty one; check the address and your access")
     home = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "prefloop").expanduser()
-    folder = home / "folders" / digest_of(address)
+    folder = home / "folders" / digest_of(place.address)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with waiting_for(folder.with_suffix(".lock")):  # ranks of one machine ask at once
-        note = {"address": address, "state": digest_of(sorted(state.items()))}
+        note = {"address": place.address, "state": digest_of(sorted(state.items()))}
         if not _is_whole(folder, note):
             shutil.rmtree(folder, ignore_errors=True)
             _fetch_folder(place, folder, note)
