@@ -74,6 +74,10 @@ def run(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, started by torchrun; see docs/scale.md.")
     ] = 1,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Address, such as s3://bucket/run, that gets a copy; a lost OUT is fetched from there."),
+    ] = None,
 ) -> None:
     """Run a recipe; the same command goes on after a stop or a kill."""
     from prefloop.launch import read_recipe
@@ -86,7 +90,7 @@ def run(
     if smoke:
         _smoke(recipe, root, keep)
         return
-    _run(recipe, origins, root, redo)
+    _run(recipe, origins, root, redo, mirror)
 
 
 @app.command()
@@ -506,14 +510,16 @@ def _launch(nproc: int) -> None:
     sys.exit(start(nproc, sys.argv[1:]))
 
 
-def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool) -> None:
+def _run(recipe: Any, origins: dict[str, str], root: Path, redo: bool, mirror: str | None = None) -> None:
     from prefloop.loop import run as run_loop
     from prefloop.protocols import Quiet
     from prefloop.ranks import joined
 
     with joined() as team, _bars() as (progress, stop):
         shown = progress if team.main else Quiet()
-        summary = run_loop(recipe, root, origins=origins, redo=redo, progress=shown, stop=stop, team=team)
+        summary = run_loop(
+            recipe, root, origins=origins, redo=redo, progress=shown, stop=stop, team=team, mirror=mirror
+        )
     if team.main:
         _show(root, summary)
 

@@ -19,6 +19,7 @@ _SCALARS: dict[type, pa.DataType] = {
     float: pa.float64(),
     bool: pa.bool_(),
 }
+_ATOMS = frozenset({*_SCALARS, NoneType})
 UNPACKED = 256 * 2**20
 """Bytes that a Parquet file may always unpack to, and what one batch of its rows may take, whatever it repeats."""
 MOST_UNPACKED = 100
@@ -63,7 +64,9 @@ def schema(record: type) -> pa.Schema:
 
 def to_plain(value: Any) -> Any:
     """Return `value` with records as dicts and tuples as lists, as Arrow and JSON take them."""
-    if is_dataclass(value):
+    if type(value) in _ATOMS:
+        return value
+    if type(value) in _FIELDS or is_dataclass(value):
         return {name: to_plain(getattr(value, name)) for name, _ in _fields(type(value))}
     if isinstance(value, tuple) and value and not isinstance(value[0], (int, float, str)):
         return [to_plain(item) for item in value]

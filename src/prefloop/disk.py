@@ -181,6 +181,18 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waiting_for(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` once nobody else holds it; where there are no locks, go on without."""
+    with open(path, "a+", encoding="utf-8", errors="replace", opener=_no_link) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
 def _no_link(path: str, flags: int) -> int:
     """Open a file, but none that a link names: a lock is written to, and a link may lead to any file of the user's."""
     try:

@@ -15,6 +15,7 @@ from prefloop.prompt_inputs import (
     resolve_prompts,
 )
 from prefloop.recipe import Recipe
+from prefloop.remote import fetched_folder, is_address
 from prefloop.rows import PolicyRef
 
 __all__ = [
@@ -46,17 +47,24 @@ def embedded_policy(name: str = EMBEDDED) -> Path:
 
 
 def policy_folder(recipe: Recipe) -> Path:
-    """Return the folder of the policy that the recipe names; fetches it if it is a hub id.
+    """Return the folder of the policy that the recipe names; fetches it if it is a hub id or an address.
 
     Raises:
-        ConfigError: none is named, or there is no such folder or hub id.
+        ConfigError: none is named, or there is no such folder, hub id or address.
         DataError: the folder is not a causal language model with safetensors and a tokenizer.
 
     """
     if recipe.policy is None:
         raise ConfigError("policy: not set; give a save_pretrained folder or a hub id (policy=PATH), or `embedded`")
     named = recipe.policy.path
-    folder = embedded_policy(named) if named in _POLICIES else causal_lm.locate(named, recipe.policy.revision)
+    if named in _POLICIES:
+        folder = embedded_policy(named)
+    elif is_address(named):
+        if recipe.policy.revision is not None:
+            raise ConfigError(f"policy.revision: {named} is no hub id; leave it out")
+        folder = fetched_folder(named)
+    else:
+        folder = causal_lm.locate(named, recipe.policy.revision)
     causal_lm.check_folder(folder)
     return folder
 

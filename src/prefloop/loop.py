@@ -25,6 +25,7 @@ from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.unscored import Unscored
+from prefloop.mirror import mirrored
 from prefloop.models import causal_lm
 from prefloop.models.threads import cores, fastest_threads
 from prefloop.prompts.choice import Margins
@@ -85,11 +86,13 @@ def run(  # noqa: PLR0913  all but two are by name
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     team: Team = ALONE,
+    mirror: str | None = None,
 ) -> dict[str, Any]:
     """Run `recipe` in folder `root`, or go on with what is there, and return the summary (see docs/artifacts.md).
 
     What of it is damaged is moved to `root`/damaged first, and made again.
     The processes of a `team` call this together, with the same arguments; the main one writes (see docs/scale.md).
+    `mirror` is an address that gets a copy of what is finished, and from which a lost folder comes back (see `mirror`).
 
     Raises:
         ConfigError: a choice cannot be carried out; nothing was done.
@@ -118,9 +121,11 @@ def run(  # noqa: PLR0913  all but two are by name
     for number in range(recipe.rounds):
         usable_prompts(train, build_parts(for_round(recipe, number)))
     progress = progress or Quiet()
-    with locked(root) if team.main else nullcontext():
+    own = mirror if team.main else None
+    with locked(root) if team.main else nullcontext(), mirrored(own, root, recipe, redo, progress.say) as copies:
         for line in move_damaged(root) if team.main else []:
             progress.say(line)
+        copies.begin()
         team.gathered()
         settings = filled(recipe, parts)
         notes = [*prompts.dropped, *data_warnings(recipe, prompts), *judge_warnings(recipe, parts)]

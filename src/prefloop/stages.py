@@ -133,7 +133,8 @@ def prompt_parts(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
             yield part
             part, characters = [], 0
         part.append(prompt)
-        characters += len(prompt.text) + sum(len(c.text) for c in prompt.candidates)
+        characters += sum([len(m.content) for m in prompt.messages])
+        characters += sum([len(c.text) for c in prompt.candidates]) if prompt.candidates else 0
     yield part
 
 
