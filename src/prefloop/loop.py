@@ -18,8 +18,9 @@ from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.correction import check_corrector, correct
+from prefloop.data_needs import check_data, usable_prompts
 from prefloop.disk import machine_errors
-from prefloop.errors import ConfigError, CorruptArtifact, DataError
+from prefloop.errors import ConfigError, CorruptArtifact
 from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
@@ -29,7 +30,6 @@ from prefloop.models.threads import cores, fastest_threads
 from prefloop.protocols import (
     Allotment,
     ChecksPolicy,
-    ChecksPrompts,
     ChecksSampler,
     Progress,
     Quiet,
@@ -109,10 +109,7 @@ def run(  # noqa: PLR0913  all but two are by name
     holdout = held_out(recipe, prompts)
     if isinstance(parts.sampler, ChecksPolicy):
         parts.sampler.check_policy(policy)
-    if isinstance(parts.order, ChecksPrompts):
-        parts.order.check_prompts(prompts.train, recipe.rounds)
-    for number in range(recipe.rounds):
-        usable_prompts(prompts.train, build_parts(for_round(recipe, number)))
+    check_data(recipe, policy, prompts.train, holdout)
     progress = progress or Quiet()
     with locked(root) if team.main else nullcontext():
         for line in move_damaged(root) if team.main else []:
@@ -381,24 +378,6 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
             f"loss.kind: {recipe.loss.kind} reads {', '.join(missing)} beside the two sides of a pair, and "
             f"pair_builder.kind {recipe.pair_builder.kind} does not make that; see docs/methods.md for what does"
         )
-
-
-def usable_prompts(prompts: tuple[Prompt, ...], parts: Parts) -> tuple[Prompt, ...]:
-    """Return the training prompts that the pair rule can use.
-
-    Raises:
-        DataError: it needs reference answers and no prompt has one.
-
-    """
-    if not parts.pair_builder.needs_gold:
-        return prompts
-    with_gold = tuple(p for p in prompts if p.gold is not None)
-    if not with_gold:
-        raise DataError(
-            "prompts: the pair rule needs a reference answer for each prompt and none has one; name the column that "
-            "holds it in prompts.gold"
-        )
-    return with_gold
 
 
 def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:

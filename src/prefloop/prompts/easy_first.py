@@ -33,11 +33,30 @@ class EasyFirst:
 
         """
         if self.by == "source":
-            return self._source(prompts, ask)
+            sources = self._sources(prompts, ask.rounds)
+            easiest = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
+            return sources[easiest[ask.round]]
         ranked = sorted(prompts, key=lambda p: (-ask.margins[p.prompt_id], p.prompt_id))
         return ranked[len(ranked) * ask.round // ask.rounds : len(ranked) * (ask.round + 1) // ask.rounds]
 
-    def _source(self, prompts: Sequence[Prompt], ask: Allotment) -> list[Prompt]:
+    def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
+        """Refuse data without a difficulty, and, where `by` is source, without as many sources as there are rounds.
+
+        Raises:
+            DataError: names the row, or the sources.
+
+        """
+        for prompt in prompts:
+            if len({candidate.score for candidate in prompt.candidates} - {None}) < 2:
+                raise DataError(
+                    f"{prompt.source}: needs two completions with different scores to measure its difficulty; give the "
+                    "columns chosen and rejected, or set order.kind=shuffled"
+                )
+        if self.by == "source":
+            self._sources(prompts, rounds)
+
+    @staticmethod
+    def _sources(prompts: Sequence[Prompt], rounds: int) -> dict[str, list[Prompt]]:
         sources: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             if prompt.origin is None:
@@ -45,13 +64,12 @@ class EasyFirst:
                     f"{prompt.source}: no column `source`; name each row's data set in it, or set order.by=margin"
                 )
             sources.setdefault(prompt.origin, []).append(prompt)
-        if len(sources) != ask.rounds:
+        if len(sources) != rounds:
             raise DataError(
-                f"the data have {len(sources)} sources ({', '.join(sorted(sources))}) for {ask.rounds} rounds; set "
+                f"the data have {len(sources)} sources ({', '.join(sorted(sources))}) for {rounds} rounds; set "
                 f"rounds={len(sources)}, or order.by=margin"
             )
-        ranked = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
-        return sources[ranked[ask.round]]
+        return sources
 
 
 def accuracy(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> float:
