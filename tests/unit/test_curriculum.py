@@ -49,7 +49,9 @@ def test_ties_go_the_same_way_in_whatever_order_the_data_list_the_completions(sc
     builder, found = Curriculum(steps=3, scope=scope), set()
     for order in itertools.permutations(ratings):
         candidates = tuple(Candidate(text, ratings[text]) for text in order)
-        prompts = [Prompt(n, (Message(VERBATIM, n),), None, "train", "here:1", candidates=candidates) for n in ("x", "y")]
+        prompts = [
+            Prompt(n, (Message(VERBATIM, n),), None, "train", "here:1", candidates=candidates) for n in ("x", "y")
+        ]
         rounds = []
         for number in range(3):
             context = RoundContext(0, number, POLICY, POLICY)
