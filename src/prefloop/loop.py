@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from prefloop import ahead, batching, evidence, ledger, reward_run, stages, training, trust
@@ -19,8 +18,9 @@ from prefloop.check.data import data_warnings
 from prefloop.combine import NOTHING_PAST, Past
 from prefloop.components import Parts, build_parts, filled, key_of
 from prefloop.correction import check_corrector, correct
+from prefloop.data_needs import check_data, usable_prompts
 from prefloop.disk import machine_errors
-from prefloop.errors import ConfigError, CorruptArtifact, DataError
+from prefloop.errors import ConfigError, CorruptArtifact
 from prefloop.evaluate.report import write_report
 from prefloop.evidence import Evaluation
 from prefloop.inputs import held_out, resolve_policy, resolve_prompts
@@ -29,11 +29,10 @@ from prefloop.mirror import mirrored
 from prefloop.models import causal_lm
 from prefloop.models.threads import cores, fastest_threads
 from prefloop.prompts.choice import Margins
-from prefloop.prompts.store import MadePrompts, index_of, pick
+from prefloop.prompts.store import MadePrompts
 from prefloop.protocols import (
     Allotment,
     ChecksPolicy,
-    ChecksPrompts,
     ChecksSampler,
     Progress,
     Quiet,
@@ -116,10 +115,7 @@ def run(  # noqa: PLR0913  all but two are by name
     holdout = held_out(recipe, prompts)
     if isinstance(parts.sampler, ChecksPolicy):
         parts.sampler.check_policy(policy)
-    if isinstance(parts.order, ChecksPrompts):
-        parts.order.check_prompts(train, recipe.rounds)
-    for number in range(recipe.rounds):
-        usable_prompts(train, build_parts(for_round(recipe, number)))
+    check_data(recipe, policy, train, holdout)
     progress = progress or Quiet()
     own = mirror if team.main else None
     with locked(root) if team.main else nullcontext(), mirrored(own, root, recipe, redo, progress.say) as copies:
@@ -391,24 +387,6 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
             f"loss.kind: {recipe.loss.kind} reads {', '.join(missing)} beside the two sides of a pair, and "
             f"pair_builder.kind {recipe.pair_builder.kind} does not make that; see docs/methods.md for what does"
         )
-
-
-def usable_prompts(prompts: Sequence[Prompt], parts: Parts) -> Sequence[Prompt]:
-    """Return the training prompts that the pair rule can use.
-
-    Raises:
-        DataError: it needs reference answers and no prompt has one.
-
-    """
-    if not parts.pair_builder.needs_gold:
-        return prompts
-    with_gold = pick(prompts, np.flatnonzero(index_of(prompts).has_gold))
-    if not with_gold:
-        raise DataError(
-            "prompts: the pair rule needs a reference answer for each prompt and none has one; name the column that "
-            "holds it in prompts.gold"
-        )
-    return with_gold
 
 
 def judge_warnings(recipe: Recipe, parts: Parts) -> list[str]:

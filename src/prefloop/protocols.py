@@ -215,10 +215,10 @@ class ChecksPolicy(Protocol):
 
 @runtime_checkable
 class ChecksPrompts(Protocol):
-    """An order that cannot use all data says so before any work."""
+    """An order, a sampler or a judge that cannot use all data says so before any work."""
 
     def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> object:
-        """Raise DataError if `prompts` lack what the order goes by, or do not suffice for `rounds`."""
+        """Raise DataError if `prompts` lack what the part goes by, or do not suffice for `rounds`."""
         ...
 
 

@@ -15,7 +15,7 @@ from prefloop.models import causal_lm
 from prefloop.protocols import Quiet
 from prefloop.rows import PolicyRef, StepLog, TokenizedPair
 from prefloop.train.job import Job
-from prefloop.train.noise_game import NoiseGame, _Round
+from prefloop.train.noise_game import NoiseGame, _Round, model_loss
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
 from prefloop.train.update import train
@@ -169,6 +169,51 @@ def test_joint_gradients_are_those_of_either_loss_alone(policy, tmp_path):
     ascent = -loss + LOUD["penalty"] * noisy.variance.mean()
     for found, expected in zip(noise_gradient, torch.autograd.grad(ascent, list(game.head.parameters())), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_without_the_stop_gradient_the_one_pass_objective_is_its_penalty(policy, tmp_path):
+    """Objective 10 with the prime read as the same noise: both sums cancel, and α·mean σ² is left. The trap."""
+    one = job(policy, tmp_path)
+    game = game_at_step_0(NoiseGame(**LOUD), one)
+    logps = game._score([0, 1, 2])
+    noisy = game._noisy_side([0, 1, 2], logps, (0, 0))
+    loss = DPO()(dataclasses.replace(logps, reference_rejected=noisy.logps)).loss
+    penalty = LOUD["penalty"] * noisy.variance.mean()
+    naive = loss.mean() - loss.mean() + penalty
+    assert naive.item() == penalty.item()
+    players = [*one.model.parameters(), *game.head.parameters()]
+    found = torch.autograd.grad(naive, players, allow_unused=True, retain_graph=True)
+    alone = torch.autograd.grad(penalty, players, allow_unused=True, retain_graph=True)
+    for gradient, expected in zip(found, alone, strict=True):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient) if expected is None else expected)
+    # The two losses that are played have the same value and do move both.
+    joint = model_loss(DPO(), logps, noisy.logps).loss.mean() + game._noise_total(logps, noisy) / 3
+    assert joint.item() == pytest.approx(penalty.item(), abs=1e-6)
+    moved = torch.autograd.grad(joint, players)
+    assert all(not torch.allclose(gradient, expected) for gradient, expected in zip(moved, found, strict=True))
+
+
+@pytest.mark.parametrize("game", GAMES, ids=NAMES)
+def test_the_noise_reaches_the_references_rejected_side_and_nothing_else(game, policy, tmp_path):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Spy(DPO):
+        def __call__(self, logps):
+            seen.append(logps)
+            return super().__call__(logps)
+
+    one = dataclasses.replace(job(policy, tmp_path), loss=Spy())
+    played = game_at_step_0(dataclasses.replace(game, initial=0.5), one)
+    played.accumulate(1, [[0, 1, 2]])
+    clean = played._score([0, 1, 2])
+    changed = [
+        logps for logps in seen if not logps.reference_rejected.token_logps.equal(clean.reference_rejected.token_logps)
+    ]
+    assert changed
+    for logps in seen:
+        for name in ("policy_chosen", "policy_rejected", "reference_chosen"):
+            assert getattr(logps, name).token_logps.equal(getattr(clean, name).token_logps), name
 
 
 def test_alternating_moves_one_player_at_a_time(policy, tmp_path):

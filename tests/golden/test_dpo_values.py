@@ -91,6 +91,31 @@ def test_d5_prompt_and_padding_do_not_count():
     assert beside.token_logps.shape[1] == 40
 
 
+def test_d5_what_the_model_computes_at_prompt_and_padding_does_not_count():
+    """The hidden states there are disturbed before the LM head: log-probs are the same to the bit."""
+    model = tiny.tiny_model("llama")
+    groups = [TokenGroup((5, 6, 7), ((8, 9), (10,))), TokenGroup((5,), (tuple(range(20, 30)),))]
+    rows = [(group.context, completion) for group in groups for completion in group.completions]
+    used = torch.zeros(len(rows), 10, dtype=torch.bool)  # the longest row: a prompt of 1 and 9 tokens that predict
+    for row, (context, completion) in enumerate(rows):
+        used[row, len(context) - 1 : len(context) - 1 + len(completion)] = True
+
+    def scores(disturbed):
+        def disturb(module, inputs, output):
+            noise = 100 * torch.randn(output.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
+            output.last_hidden_state = output.last_hidden_state + noise * disturbed[..., None]
+
+        hook = model.model.register_forward_hook(disturb)
+        found = completion_logps(model, groups, layout="padded").token_logps
+        hook.remove()
+        return found
+
+    clean = completion_logps(model, groups, layout="padded").token_logps
+    assert (~used).sum() == 17
+    assert torch.equal(scores(~used), clean)
+    assert (scores(used) - clean).abs().max() > 1
+
+
 def test_d6_no_gradient_reaches_the_reference():
     model = tiny.tiny_model("llama")
     pair = TokenizedPair("p", (5, 6), (7, 8), (9,), (-4.0, -3.0), (-5.0,), None, 1.0)
@@ -144,3 +169,14 @@ def test_extreme_margins_stay_finite():
 def test_impossible_settings_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         DPO(**settings)
+
+
+def test_a_stricter_reference_than_the_policy_starts_above_ln_2():
+    """sDPO's M_{t−1} as reference of the first policy S: above ln 2 where it prefers chosen by more than S, and only
+    there."""
+    start = {"chosen": [-10.0, -10.0, -10.0], "rejected": [-12.0, -12.0, -12.0]}  # γ = 2 each
+    stricter = logps(*start.values(), [-9.0, -10.0, -11.0], [-13.0, -12.0, -12.0])  # γ = 4, 2, 1
+    loss = DPO(beta=0.1)(stricter).loss
+    expected = [math.log1p(math.exp(0.1 * gap)) for gap in (2, 0, -1)]
+    assert loss.tolist() == pytest.approx(expected)
+    assert loss[0].item() > math.log(2) > loss[2].item()

@@ -259,6 +259,21 @@ def test_ipo_and_exo_and_sppo_are_least_at_their_target():
     assert slopes(SPPO(0.1, "single"), 2.0, -2.0, **win) == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_sppo_soft_is_least_where_each_log_ratio_is_eta_times_the_win_rate_less_a_half(rate):
+    """r = η(P − ½) with η = 1/β = 10, on the chosen and on the rejected side; P = ½ asks for the reference itself."""
+    target = 10 * (rate - 0.5)
+    ratios = torch.tensor([target, target], dtype=torch.float64, requires_grad=True)
+    both = shifted(ratios[:1].expand(2), ratios[1:].expand(2))
+    here = torch.tensor([[True], [False]])
+    sides = (both.policy_chosen, both.policy_rejected, both.reference_chosen, both.reference_rejected)
+    masked = [CompletionLogps(s.token_logps, s.mask & (here if i % 2 == 0 else ~here)) for i, s in enumerate(sides)]
+    win_prob = torch.tensor([rate, 1 - rate], dtype=torch.float64)
+    loss = SPPO(0.1, "soft")(PairLogps(*masked, win_prob, torch.ones(2))).loss
+    assert loss.tolist() == pytest.approx([0, 0], abs=1e-20)
+    assert torch.autograd.grad(loss.sum(), ratios)[0].tolist() == pytest.approx([0, 0], abs=1e-10)
+
+
 def test_exo_is_the_kl_divergence_from_the_label():
     q = 1 / (1 + math.exp(-BETA * 1.5))
     expected = q * math.log(q / 0.8) + (1 - q) * math.log((1 - q) / 0.2)

@@ -86,6 +86,72 @@ def expected_loss(draft: torch.Tensor, revise: torch.Tensor, wins: torch.Tensor,
 BETA = 0.4
 
 
+def closed_form(wins: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log π_ref [answer]; log-ratios of the optimum: r [answer], ρ [draft, answer]."""
+    reference = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(0)
+    tilted = reference[None, :] + wins.T / BETA
+    partition = tilted.logsumexp(1)
+    return reference, (reference - partition).log_softmax(0) - reference, tilted - partition[:, None] - reference
+
+
+def all_pairs(draft: torch.Tensor, revise: torch.Tensor) -> PairLogps:
+    """Every ordered pair of five answers, i as chosen and j as rejected."""
+    i, j = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
+    return rows(draft[i], draft[j], revise[j, i], revise[j, j], revise[i, i], revise[i, j])
+
+
+def preferences(seed: int) -> torch.Tensor:
+    raw = torch.rand(5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return raw / (raw + raw.T)  # P(i ≻ j), not transitive, P(i ≻ i) = ½
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_at_the_closed_form_optimum_both_brackets_are_what_the_label_leaves(seed):
+    """P − ½ = β[ρ(y2|y1) − ρ(y1|y1)] and 2P − 1 = β[ρ(y2|y1) − ρ(y1|y2) + r(y2) − r(y1)]."""
+    wins = preferences(seed)
+    _, draft, revise = closed_form(wins, seed)
+    found = SRPO(beta=BETA)(all_pairs(draft, revise)).extra
+    torch.testing.assert_close(found["revision_loss"], 2 * (1 - wins.flatten()) ** 2, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["joint_loss"], (2 - 2 * wins.flatten()) ** 2, rtol=0, atol=1e-12)
+
+
+def test_sure_preferences_bring_the_loss_to_0_even_where_they_go_in_a_circle():
+    """Every answer beats the two after it and loses to the two before: rock, paper, scissors of five."""
+    place = torch.arange(5)
+    ahead = (place[None, :] - place[:, None]) % 5
+    wins = torch.where(ahead == 0, 0.5, ((ahead == 1) | (ahead == 2)).double())
+    _, draft, revise = closed_form(wins, 4)
+    loss = SRPO(beta=BETA, alpha=0.6)(all_pairs(draft, revise)).loss.reshape(5, 5)
+    assert loss[wins == 1].abs().max() < 1e-24
+    assert loss[wins == 0].min() > 1
+
+
+def test_where_nothing_is_preferred_the_optimum_is_the_reference():
+    even = torch.full((5, 5), 0.5, dtype=torch.float64)
+    reference, draft, revise = closed_form(even, 3)
+    assert draft.abs().max() < 1e-14
+    assert revise.abs().max() < 1e-14
+    pairs = torch.rand(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    drafts, revisions = (torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in ((5,), (5, 5)))
+
+    def loss() -> torch.Tensor:
+        log_ratios = (
+            (reference + drafts).log_softmax(0) - reference,
+            (reference + revisions).log_softmax(1) - reference,
+        )
+        return expected_loss(*log_ratios, even, pairs + pairs.T)
+
+    least = loss()
+    for gradient in torch.autograd.grad(least, [drafts, revisions]):
+        assert gradient.abs().max() < 1e-15
+    with torch.no_grad():  # a minimum, not only a stationary point
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            drafts.copy_(torch.randn(5, generator=generator))
+            revisions.copy_(torch.randn(5, 5, generator=generator))
+            assert loss() > least
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_closed_form_optimum_is_stationary_whatever_pairs_are_asked(seed):
     draw = torch.Generator().manual_seed(seed)

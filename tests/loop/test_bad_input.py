@@ -1,6 +1,7 @@
 """Every bad input gives one clear message, the exit code of the design, and nothing half-written."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -214,3 +215,44 @@ def test_a_failed_run_says_so_in_its_summary(call, prompts, tmp_path):
     assert call(*run_arguments("embedded", prompts, tmp_path / "out", *more))[0] == 3
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["state"], summary["rounds"]) == ("failed", [])
+
+
+BARE = {"prompt": "One day {i} birds sang"}
+PAIRED = BARE | {"chosen": " A happy {i}.", "rejected": " A sad {i}."}
+RATED = BARE | {"completions": [" a", " b", " c"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row", "more", "words"),
+    [
+        ("spin", BARE, [], r"reference answer for each prompt and none has one; .* prompts\.gold"),
+        ("dnpo", BARE, [], r"reference answer for each prompt and none has one; .* prompts\.gold"),
+        ("mrdpo", BARE, [], r"reference answer for each prompt and none has one; .* prompts\.gold"),
+        ("tso", BARE, [], r"reference answer for each prompt and none has one; .* prompts\.gold"),
+        ("tso", BARE, ["pair_builder.human=false"], r"sampler\.smaller lists no models.* prompts\.gold"),
+        ("iterative_rpo", BARE, ["judge={kind: verifier, mode: number}"], r"has a gold answer .* prompts\.gold"),
+        ("dpo", BARE, [], r":\d+: no completions to choose from; give the columns chosen and rejected"),
+        ("tr_dpo", BARE, [], r":\d+: no completions to choose from; give the columns chosen and rejected"),
+        ("ofs_dpo", BARE, [], r":\d+: no completions to choose from; give the columns chosen and rejected"),
+        ("srpo", BARE, [], r":\d+: no completions to choose from; give the columns chosen and rejected"),
+        ("curry_dpo", BARE, [], r":\d+: no completions to choose from; .* completions and scores"),
+        ("curry_dpo", RATED, [], r":1: completions must be a list, and scores a list of as many numbers"),
+        ("curry_dpo", RATED | {"scores": [None] * 3}, [], r"no pair in round 0 .* have no ratings .*`scores`"),
+        ("curry_dpo", RATED | {"scores": [2.0] * 3}, [], r"no pair in round 0 .* 0 have no ratings and \d\d rate all"),
+        ("curry_dpo", PAIRED, [], r"no pair in round 1 .*none has more than 2 completions.* set rounds=1, or"),
+        ("sdpo", BARE, [], r":\d+: needs two completions with different scores.* columns chosen and rejected"),
+        ("sdpo", BARE, ["order.by=margin"], r":\d+: needs two completions with different scores"),
+        ("sdpo", PAIRED, [], r":\d+: no column `source`; name each row's data set in it, or set order\.by=margin"),
+        ("sdpo", PAIRED | {"source": "a"}, [], r"1 sources \(a\) for 2 rounds; set rounds=1, or order\.by=margin"),
+        ("cofs_dpo", PAIRED, [], r":\d+: no column `source`; name each row's domain in it"),
+        ("cofs_dpo", PAIRED | {"source": "a"}, [], r"column `source` names 1 domain \(a\).* needs two or more"),
+    ],
+)
+def test_what_a_method_needs_is_named_before_any_work(call, tmp_path, recipe, row, more, words):
+    rows = [{k: v.format(i=i) if isinstance(v, str) else v for k, v in row.items()} for i in range(120)]
+    data = ["policy=embedded", f"prompts={write_jsonl(tmp_path / 'p.jsonl', rows)}", "eval_judge=lexicon"]
+    judge = [] if recipe in ("curry_dpo", "sdpo", "cofs_dpo", "ofs_dpo", "dpo", "tr_dpo", "srpo") else ["judge=lexicon"]
+    code, message = call("run", recipe, *data, *judge, *more, "--out", tmp_path / "out")
+    assert code in (2, 3)
+    assert re.search(words, message), message
+    assert not (tmp_path / "out").exists()

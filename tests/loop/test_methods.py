@@ -1,5 +1,6 @@
 """Every recipe that works runs on the embedded model from its name alone, made small."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -51,19 +52,32 @@ def test_recipe_runs_on_the_embedded_model(name, tmp_path):
 
 
 def test_spin_pairs_human_answers_with_own_ones_and_replays_a_round(tmp_path):
-    summary = call("spin", tmp_path)
-    counts = []
-    for number in (0, 1):
+    summary = call("spin", tmp_path, "rounds=3")
+    made: list[list[str]] = []
+    for number in range(3):
         pairs = list(load_artifact(tmp_path / f"round-00{number}" / "3-pairs", PreferencePair))
         assert {p.chosen.source for p in pairs} == {GOLD}
         assert all(p.chosen.text == p.prompt.gold for p in pairs)
-        counts.append(len(pairs))
-    assert load_artifact(tmp_path / "round-001" / "4-batches", TokenizedPair).rows == sum(counts)
+        made.append([p.pair_id for p in pairs])
+        trained = [p.pair_id for p in load_artifact(tmp_path / f"round-00{number}" / "4-batches", TokenizedPair)]
+        assert sorted(trained) == sorted(itertools.chain(*made[-2:]))
+        # Replayed pairs too are measured against this round's start.
+        assert first_loss(tmp_path, number) == pytest.approx(math.log(2), abs=1e-5)
     judged = next(iter(load_artifact(tmp_path / "round-000" / "2-judged", JudgedGroup)))
     assert (judged.judge, judged.scores) == ("unscored", (None,))
     first_step = json.loads((tmp_path / "round-000" / "5-policy" / "key.json").read_text())
     assert first_step["settings"]["loss"]["beta"] == 0.1
     assert not any("eval_judge" in warning for warning in summary["warnings"])
+
+
+def first_loss(root: Path, number: int) -> float:
+    return next(iter(load_artifact(root / f"round-00{number}" / "5-policy", StepLog))).loss
+
+
+def references(root: Path, rounds: int) -> list[str]:
+    """The digest of each round's reference."""
+    keys = [root / f"round-00{number}" / "4-batches" / "key.json" for number in range(rounds)]
+    return [json.loads(key.read_text())["inputs"]["reference"] for key in keys]
 
 
 def test_spin_without_human_answers_refuses_before_any_work(tmp_path):
@@ -85,12 +99,24 @@ def rated_prompts(path: Path) -> Path:
 def test_curry_dpo_climbs_the_ladder_of_the_given_ratings(tmp_path):
     data = ["policy=embedded", f"prompts={rated_prompts(tmp_path / 'rated.jsonl')}", "prompts.holdout=0.5"]
     more = ["eval_judge=lexicon", "prompts_per_round=null", "rounds=3", "train.learning_rate=3e-4"]
-    call("curry_dpo", tmp_path / "out", *data, *more, settings=GIVEN)
+    summary = call("curry_dpo", tmp_path / "out", *data, *more, settings=GIVEN)
     ladders = []
     for number in range(3):
         pairs = list(load_artifact(tmp_path / "out" / f"round-00{number}" / "3-pairs", PreferencePair))
         ladders.append({(p.chosen.text.split()[0], p.rejected.text.split()[0]) for p in pairs})
+        assert first_loss(tmp_path / "out", number) == pytest.approx(math.log(2), abs=1e-5)
     assert ladders == [{("happy", "sad")}, {("happy", "small")}, {("happy", "good")}]
+    policies = [summary["policy_start"], *(entry["policy"] for entry in summary["rounds"])]
+    assert references(tmp_path / "out", 3) == [policy["digest"] for policy in policies[:3]]
+    assert len({policy["digest"] for policy in policies}) == 4
+
+
+def test_curry_dpo_with_a_fixed_reference_keeps_it(tmp_path):
+    data = ["policy=embedded", f"prompts={rated_prompts(tmp_path / 'rated.jsonl')}", "prompts.holdout=0.5"]
+    more = ["eval_judge=lexicon", "prompts_per_round=null", "reference=initial", "train.learning_rate=3e-4"]
+    summary = call("curry_dpo", tmp_path / "out", *data, *more, settings=GIVEN)
+    assert references(tmp_path / "out", 2) == [summary["policy_start"]["digest"]] * 2
+    assert abs(first_loss(tmp_path / "out", 1) - math.log(2)) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -127,11 +153,58 @@ def test_sdpo_takes_the_easier_source_first_and_refers_to_the_step_before(tmp_pa
     for number, origin in ((0, "plain"), (1, "odd")):
         pairs = list(load_artifact(tmp_path / "out" / f"round-00{number}" / "3-pairs", PreferencePair))
         assert {p.prompt.origin for p in pairs} == {origin}
-    second = json.loads((tmp_path / "out" / "round-001" / "4-batches" / "key.json").read_text())
-    assert second["inputs"]["reference"] == summary["rounds"][0]["policy"]["digest"]
-    for number in (0, 1):
-        steps = load_artifact(tmp_path / "out" / f"round-00{number}" / "5-policy", StepLog)
-        assert next(iter(steps)).loss == pytest.approx(math.log(2), abs=1e-5)
+        assert first_loss(tmp_path / "out", number) == pytest.approx(math.log(2), abs=1e-5)
+    assert references(tmp_path / "out", 2)[1] == summary["rounds"][0]["policy"]["digest"]
+    taken = [
+        p for number in (0, 1) for p in load_artifact(tmp_path / "out" / f"round-00{number}" / "0-prompts", Prompt)
+    ]
+    train = [p for p in load_artifact(tmp_path / "out" / "prompts", Prompt) if p.split == "train"]
+    assert sorted(p.prompt_id for p in taken) == sorted(p.prompt_id for p in train), "every pair once"
+    # γ_ref of the second step is γ_θ of what the first one ended with, on the same pairs.
+    ended = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "round-000" / "5-policy", dtype=torch.float32)
+    started = AutoModelForCausalLM.from_pretrained(embedded_policy(), dtype=torch.float32)
+    batch = list(load_artifact(tmp_path / "out" / "round-001" / "4-batches", TokenizedPair))
+    stored = [sum(p.reference_chosen) - sum(p.reference_rejected) for p in batch]
+    assert stored == pytest.approx([gamma(ended, p) for p in batch], abs=1e-3)
+    assert stored != pytest.approx([gamma(started, p) for p in batch], abs=0.1)
+
+
+@torch.inference_mode()
+def gamma(model: torch.nn.Module, pair: TokenizedPair) -> float:
+    """log π(chosen) − log π(rejected), from the model's own logits."""
+    totals = []
+    for side in (pair.chosen, pair.rejected):
+        logits = model(torch.tensor([[*pair.context, *side]])).logits[0, len(pair.context) - 1 : -1]
+        totals.append(float(logits.log_softmax(-1).gather(1, torch.tensor(side)[:, None]).sum()))
+    return totals[0] - totals[1]
+
+
+def test_one_step_of_sdpo_and_one_bucket_of_curry_dpo_are_dpo(tmp_path):
+    """All recipes of one round on the same pairs, all pairs in a step, so that their order does not matter."""
+    pairs = pair_prompts(tmp_path / "pairs.jsonl")
+    data = ["policy=embedded", f"prompts={pairs}", "prompts.holdout=0.4", "prompts_per_round=null", "rounds=1"]
+    train = {"learning_rate": 3e-4, "epochs": 3, "pairs_per_step": 64, "schedule": "constant", "warmup": 0.0}
+    more = [*data, "eval_judge=lexicon", f"train={json.dumps(train)}"]
+    call("dpo", tmp_path / "dpo", *more, settings=GIVEN)
+    call("sdpo", tmp_path / "sdpo", *more, "order.by=margin", settings=GIVEN)
+    call("curry_dpo", tmp_path / "curry", *more, "pair_builder.steps=1", settings=GIVEN)
+    weights = {name: trained_weights(tmp_path / name) for name in ("dpo", "sdpo", "curry")}
+    start = AutoModelForCausalLM.from_pretrained(embedded_policy(), dtype=torch.float32).state_dict()
+    assert all(not value.equal(start[name]) for name, value in weights["dpo"].items())
+    assert all(value.equal(weights["curry"][name]) for name, value in weights["dpo"].items())
+    curves = {name: [row.loss for row in steps(tmp_path / name)] for name in weights}
+    assert curves["sdpo"] == pytest.approx(curves["dpo"], rel=1e-4)
+    for name, value in weights["dpo"].items():
+        torch.testing.assert_close(weights["sdpo"][name], value, rtol=0, atol=2e-4, msg=name)
+
+
+def steps(root: Path) -> list[StepLog]:
+    return list(load_artifact(root / "round-000" / "5-policy", StepLog))
+
+
+def trained_weights(root: Path, number: int = 0) -> dict[str, torch.Tensor]:
+    folder = root / f"round-00{number}" / "5-policy"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
 def test_a_setting_that_the_user_fixes_does_not_change_by_round():
@@ -182,8 +255,27 @@ def test_mrdpo_is_reborn_from_the_first_policy_on_what_the_last_one_writes(tmp_p
     assert {p.rejected for p in reborn} == {ABSENT}
     policy = load_artifact(tmp_path / "round-001" / "5-policy", StepLog)
     assert policy.manifest["inputs"]["policy"] == start
-    extra = {v.name for v in next(iter(load_artifact(tmp_path / "round-000" / "5-policy", StepLog))).extra}
-    assert extra == {"gold_cross_entropy"}
+    extra = {v.name: v.value for v in steps(tmp_path)[0].extra}
+    assert set(extra) == {"gold_cross_entropy"}
+    assert first_loss(tmp_path, 0) == pytest.approx(math.log(2) + 0.1 * extra["gold_cross_entropy"], abs=1e-5)
+
+
+def test_one_round_of_mrdpo_without_ground_truth_is_dpo_with_lora(tmp_path):
+    lora = ["rounds=1", "train.lora={rank: 4, alpha: 8.0}", "train.learning_rate=3e-3", "train.schedule=constant"]
+    same = ["train.warmup=0", "sampler.completions=2", "judge=lexicon", "loss.beta=0.1", "sampler.temperature=1"]
+    call("mrdpo", tmp_path / "mrdpo", *lora, *same, "loss.gold_weight=0")
+    call("iterative_dpo", tmp_path / "dpo", *lora, *same, "train.epochs=1")
+    curves = [[(row.loss, row.margin) for row in steps(tmp_path / name)] for name in ("mrdpo", "dpo")]
+    assert curves[0] == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in curves[1]]
+    one, other = (trained_weights(tmp_path / name) for name in ("mrdpo", "dpo"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_rounds_of_mrdpo_at_next_to_no_learning_rate_leave_the_policy_as_it_was(tmp_path):
+    call("mrdpo", tmp_path, "train.learning_rate=1e-30", "train.lora={rank: 4, alpha: 8.0}")
+    start = AutoModelForCausalLM.from_pretrained(embedded_policy(), dtype=torch.float32).state_dict()
+    assert all(value.equal(start[name]) for name, value in trained_weights(tmp_path, 1).items())
 
 
 def test_a_loss_that_reads_a_view_refuses_a_builder_that_does_not_make_it(tmp_path):

@@ -1,6 +1,7 @@
 """TSO from its recipe: who is sampled, who meets whom, and what is refused."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def test_versions_join_the_matrix_as_they_are_promoted(tmp_path):
     curves = [rows(tmp_path, number, "5-policy", StepLog) for number in range(3)]
     clipped = [{v.name: v.value for v in step.extra} for curve in curves for step in curve]
     assert all({"chosen_clipped", "rejected_clipped"} <= set(values) for values in clipped)
+    # Reference and completions are new in each round: whatever the thresholds, it begins at ln 2.
+    assert [curve[0].loss for curve in curves] == pytest.approx([math.log(2)] * 3, abs=1e-5)
     assert clipped[0] == {"chosen_clipped": 0.0, "rejected_clipped": 0.0}
     assert max(values["rejected_clipped"] for values in clipped) > 0
 

@@ -48,6 +48,60 @@ def test_fresh_adapter_changes_nothing_and_merging_changes_nothing(architecture)
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
+def weights(model):
+    return {name: p.detach().double() for name, p in model.named_parameters()}
+
+
+def rounds(architecture, count, rank, train):
+    """`count` rounds of a fresh adapter, `train`ed and merged; yields the logits before and the weights after each."""
+    model = tiny.tiny_model(architecture)
+    for number in range(count):
+        snapshot = logits(model)
+        adapted_now = train(adapters.add_lora(model, rank, 2.0 * rank, seed=number), number)
+        with adapted_now.disable_adapter():
+            assert torch.equal(logits(adapted_now), snapshot), "the reference is the model of the round's start"
+        model = adapters.merge_lora(adapted_now)
+        yield snapshot, model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounds_that_learn_nothing_change_no_weight(dtype):
+    start = tiny.tiny_model("llama").to(dtype)
+    model = copy.deepcopy(start)
+    for number in range(4):
+        model = adapters.merge_lora(adapters.add_lora(model, 3, 6.0, seed=number))
+    for name, value in start.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_update_of_many_rounds_has_a_larger_rank_than_one_adapter_could(architecture):
+    """R rounds of rank r: at most R·r, and more than r. The reason for merging (arXiv 2506.15220)."""
+    rank, start = 2, weights(tiny.tiny_model(architecture))
+    adapted_names = {n.replace(".base_layer", "") for n in adapted_layers(architecture)}
+    for number, (_, model) in enumerate(rounds(architecture, 3, rank, lambda m, n: disturb(m, seed=n)), 1):
+        found = {
+            name: int(torch.linalg.matrix_rank(value - start[name], rtol=1e-4))
+            for name, value in weights(model).items()
+            if value.ndim == 2
+        }
+        assert {name for name, size in found.items() if size} == adapted_names
+        assert {size for size in found.values() if size} == {number * rank}
+
+
+def adapted_layers(architecture):
+    """Names of the weights that an adapter changes."""
+    model = adapted(architecture)
+    layers = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
+    return {n.removeprefix("base_model.model.") + ".weight" for n in layers}
+
+
+def test_a_fresh_adapter_on_merged_weights_changes_nothing():
+    (_, _), (_, last) = rounds("llama", 2, 4, lambda m, n: disturb(m, seed=n))
+    before = logits(last)
+    assert torch.equal(logits(adapters.add_lora(last, 4, 8.0, seed=9)), before)
+
+
 def test_only_the_adapter_is_trainable_and_never_the_head():
     model = adapted()
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]

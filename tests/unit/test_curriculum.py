@@ -4,9 +4,12 @@ import random
 import pytest
 
 from prefloop.errors import ConfigError
+from prefloop.judge import given as judge
 from prefloop.pair.curriculum import Curriculum
 from prefloop.protocols import RoundContext
-from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt
+from prefloop.rows import VERBATIM, Candidate, Completion, JudgedGroup, Message, PolicyRef, Prompt
+from prefloop.sample import given as sampler
+from prefloop.stages import NamedJudge, judge_part
 
 POLICY = PolicyRef("p", "0", 0)
 
@@ -37,6 +40,48 @@ def test_ties_with_the_best_and_missing_scores_make_no_pair():
 def test_the_order_of_the_data_does_not_matter(order):
     scores = {"a": 3.0, "b": 3.0, "c": 1.0}
     assert pairs(Curriculum(), [group("x", {t: scores[t] for t in order})], 0) == [("a", "c")]
+
+
+@pytest.mark.parametrize("scope", ["prompt", "global"])
+def test_ties_go_the_same_way_in_whatever_order_the_data_list_the_completions(scope):
+    """As a run has them: ids of given completions are made from their place."""
+    ratings = {"a": 5.0, "b": 5.0, "c": 2.0, "d": 2.0, "e": 1.0}
+    builder, found = Curriculum(steps=3, scope=scope), set()
+    for order in itertools.permutations(ratings):
+        candidates = tuple(Candidate(text, ratings[text]) for text in order)
+        prompts = [
+            Prompt(n, (Message(VERBATIM, n),), None, "train", "here:1", candidates=candidates) for n in ("x", "y")
+        ]
+        rounds = []
+        for number in range(3):
+            context = RoundContext(0, number, POLICY, POLICY)
+            samples = sampler.Given()(prompts, context)
+            judged = judge_part(samples, NamedJudge(judge.Given(), "given"), context)
+            rounds.append(tuple((p.prompt.prompt_id, p.chosen.text, p.rejected.text) for p in builder(judged, context)))
+        found.add(tuple(rounds))
+    (rounds,) = found
+    assert [pair[1:] for pair in rounds[0]] == [("a", "e")] * 2
+    assert [pair[2] for pair in itertools.chain(*rounds)].count("c") == 2
+
+
+def test_of_a_text_that_is_rated_twice_the_better_rating_counts():
+    prompt = Prompt("x", (Message(VERBATIM, "x"),), None, "train", "here:1")
+    for scores in ((1.0, 4.0, 2.0), (4.0, 1.0, 2.0)):
+        completions = tuple(Completion(f"c{i}", t, None, None, "stop", 0, "given") for i, t in enumerate("aab"))
+        twice = JudgedGroup(prompt, completions, "p", 0, 1.0, 1.0, scores, None, "j", (None,) * 3)
+        (pair,) = Curriculum()([twice], RoundContext(0, 0, POLICY, POLICY))
+        assert (pair.chosen.text, pair.chosen_score, pair.margin) == ("a", 4.0, 2.0)
+
+
+def test_gaps_of_a_prompt_never_grow_and_only_its_best_is_chosen():
+    draw = random.Random(2)
+    for number in range(50):
+        rated = group(f"x{number}", {t: float(draw.randrange(6)) for t in "abcdef"})
+        rounds = [list(Curriculum(steps=9)([rated], RoundContext(0, n, POLICY, POLICY))) for n in range(9)]
+        gaps = [p.margin for pairs in rounds for p in pairs]
+        assert gaps == sorted(gaps, reverse=True)
+        assert {p.chosen_score for pairs in rounds for p in pairs} <= {max(rated.scores)}
+        assert len(gaps) == sum(score < max(rated.scores) for score in rated.scores)
 
 
 def test_global_buckets_hold_every_pair_once_and_gaps_fall():

@@ -351,6 +351,21 @@ def test_moments_have_known_values(values, skew, kurtosis):
         assert excess_kurtosis([5 - 3 * v for v in values]) == pytest.approx(kurtosis, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("values", "skew", "kurtosis"),
+    [
+        ([0.3, -1.25, 2.5, 0.0, 7.75, -0.5, 1.1], 1.4455217182839877, 0.8331482018350451),
+        ([-3.0, 0.25, 0.5, 1e-3, 4.5, 4.75, -8.0, 2.0, 2.0], -0.9838821503140358, 0.3504870199903114),
+        ([1e6 + 0.5, 1e6 - 2.25, 1e6 + 3.0, 1e6 + 0.75], -0.19953288127984506, -1.0),
+        ([-2.5, -1.0, 0.0, 1.0, 2.5], 0.0, -1.0945303210463735),
+    ],
+)
+def test_moments_are_those_of_scipy(values, skew, kurtosis):
+    """`scipy.stats.skew` and `kurtosis` of scipy 1.17.1, `bias=True`; the third is far from 0, the last symmetric."""
+    assert skewness(values) == pytest.approx(skew, rel=1e-9, abs=1e-12)
+    assert excess_kurtosis(values) == pytest.approx(kurtosis, rel=1e-9)
+
+
 @pytest.mark.parametrize("values", [[], [3.0], [0.1] * 7])
 def test_a_sample_without_spread_has_no_shape(values):
     assert math.isnan(skewness(values))

@@ -154,6 +154,34 @@ def test_mean_shift_is_minus_half_the_sum_of_p_times_one_minus_p_times_the_varia
     assert mean < 0
 
 
+@pytest.mark.parametrize(("size", "error"), [(0.1, 0.03), (0.3, 0.03), (1.0, 0.06)])
+def test_the_mean_over_draws_is_the_second_order_formula_of_the_card(size, error):
+    """E[log p^noise − log p] ≈ −½ Σ p(1 − p) σ², vocabulary of 50, a σ of its own for each logit.
+
+    The part that is linear in ε has mean 0 and is taken off, so that few draws suffice.
+    """
+    draws, vocabulary = 3000, 50
+    generator = torch.Generator().manual_seed(8)
+    head = NoiseHead(WIDTH, vocabulary, bound=None, initial=0.0).double()
+    sigma = size * torch.rand(vocabulary, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(sigma)
+    lm_head = torch.nn.Linear(WIDTH, vocabulary, dtype=torch.float64).requires_grad_(False)
+    with torch.no_grad():
+        lm_head.weight.copy_(torch.randn(vocabulary, WIDTH, generator=generator))
+        lm_head.bias.copy_(torch.randn(vocabulary, generator=generator))
+    hidden = torch.randn(1, WIDTH, generator=generator, dtype=torch.float64)
+    target = torch.tensor([7])
+    where = PredictingStates(hidden.expand(draws, -1), target.expand(draws), lm_head, HeadFacts(1.0, None))
+    shift = head(where, range(draws)).shift.detach()
+    p = lm_head(hidden)[0].softmax(-1)
+    noise = torch.stack([torch.randn(vocabulary, generator=torch.Generator().manual_seed(i)) for i in range(draws)])
+    linear = sigma * noise.double()
+    mean = float((shift - linear[:, 7] + linear @ p).mean())
+    assert mean == pytest.approx(-0.5 * float((p * (1 - p) * sigma.square()).sum()), rel=error)
+
+
 def test_a_score_draws_the_same_noise_in_any_company():
     where, head = states(torch.float32), filled(dtype=torch.float32)
     whole = head(where, SEEDS).shift

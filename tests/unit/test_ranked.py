@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefloop.components import build
 from prefloop.errors import ConfigError
+from prefloop.launch import read_recipe
 from prefloop.pair.ranked import Ranked
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Completion, JudgedGroup, Message, PolicyRef, Prompt, digest_of, prompt_id
 
 POLICY = PolicyRef("p", "0", 0)
+RULES = ("best_vs_worst", "best_vs_random", "above_margin")
 
 
 def context(seed=0, turn=0):
@@ -79,6 +82,28 @@ def test_the_draw_depends_on_seed_round_and_prompt_only():
     assert draws(groups) != draws(groups, seed=1)
     assert draws(groups) != draws(groups, turn=1)
     assert len(set(draws(groups).values())) > 1
+
+
+def test_rules_on_four_rewards():
+    """RLHFlow's pair rules on one vector: max_min, max_random over three losers; a vector of ties makes no row."""
+    group = judged([0.2, 1.5, -0.7, 0.9])
+    assert indices(Ranked(), group) == [(1, 2)]
+    drawn = {indices(Ranked(rule="best_vs_random"), group, seed=seed)[0] for seed in range(60)}
+    assert drawn == {(1, 0), (1, 2), (1, 3)}
+    assert all(indices(Ranked(rule=rule), judged([0.4] * 4)) == [] for rule in RULES)
+
+
+def test_right_chains_meet_wrong_ones_up_to_ten_a_question():
+    """Iterative RPO's pairs: rewards 1 and 0; a question that is all right or all wrong makes none."""
+    recipe, _ = read_recipe("iterative_rpo", ["policy=p", "prompts=q", "judge={kind: verifier, mode: number}"])
+    builder = build("pair_builder", recipe.pair_builder)
+    for right in range(6):
+        scores = [1.0] * right + [0.0] * (5 - right)
+        pairs = indices(builder, judged(scores))
+        assert len(pairs) == min(10, right * (5 - right))
+        assert all((scores[chosen], scores[rejected]) == (1.0, 0.0) for chosen, rejected in pairs)
+    many = indices(builder, judged([1.0, 0.0] * 15))
+    assert len(set(many)) == len(many) == 10
 
 
 def test_the_same_text_never_pairs_with_itself():

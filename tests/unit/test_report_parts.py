@@ -10,6 +10,7 @@ from prefloop.cli import app
 from prefloop.evaluate.report import provenance
 from prefloop.evaluate.report_examples import outcomes_of, samples
 from prefloop.evaluate.report_frontier import frontier_chart, frontier_points
+from prefloop.evaluate.report_origins import origin_table
 from prefloop.evaluate.text_marks import likeness, marked
 from prefloop.rows import Metric
 from synthetic_run import SyntheticRun
@@ -166,3 +167,20 @@ def test_show_passes_no_control_codes_to_the_terminal(tmp_path):
     assert "\x1b[2J" not in found.output
     assert "\x07" not in found.output
     assert "[bold]" in found.output
+
+
+def by_origin(**rates):
+    metric = {"low": None, "high": None, "n": 9, "unit": "%", "estimator": ""}
+    return {name: {"win_rate_vs_start": metric | {"value": value}} for name, value in rates.items()}
+
+
+def test_what_was_forgotten_of_a_domain_is_its_best_round_less_the_last_one():
+    rounds = [
+        {"round": 0, "by_origin": by_origin(mood=80.0, writer=50.0)},
+        {"round": 1, "by_origin": by_origin(mood=64.5, writer=75.0)},
+    ]
+    table = origin_table(rounds)
+    assert table["names"] == ["mood", "writer"]
+    assert [value.split()[0] for value in table["forgotten"]] == ["15.5", "0.0"]
+    assert origin_table([{"round": 0, "by_origin": by_origin(mood=80.0)}]) is None
+    assert origin_table([{"round": 0}]) is None

@@ -73,7 +73,8 @@ class Verifier:
             JudgeError: the user's function raised, or returned something that is not a finite number.
 
         """
-        self._require_gold(groups)
+        if groups:
+            self.check_prompts([group.prompt for group in groups], 0)
         verdicts = []
         for group in groups:
             results = [self._judge(group.prompt, completion) for completion in group.completions]
@@ -100,11 +101,12 @@ class Verifier:
     def _needs_gold(self) -> bool:
         return self.mode in ("exact", "number") or (self.mode == "regex" and self._pattern.groups > 0)
 
-    def _require_gold(self, groups: Sequence[SampleGroup]) -> None:
-        if self._needs_gold and groups and all(group.prompt.gold is None for group in groups):
+    def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
+        """Raise DataError if gold answers are compared with and no prompt has one; `rounds` does not matter."""
+        if self._needs_gold and all(prompt.gold is None for prompt in prompts):
             raise DataError(
-                f"judge verifier, mode {self.mode}: none of {len(groups)} prompts has a gold answer (the first is "
-                f"{groups[0].prompt.source}); name the column that holds it in prompts.gold"
+                f"judge verifier, mode {self.mode}: none of {len(prompts)} prompts has a gold answer (the first is "
+                f"{prompts[0].source}); name the column that holds it in prompts.gold"
             )
 
     def _judge(self, prompt: Prompt, completion: Completion) -> _Verdict:

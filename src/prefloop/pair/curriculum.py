@@ -15,7 +15,8 @@ Scored = tuple[float, Completion]
 class Curriculum:
     """Each prompt's best completion against each worse one; round t trains on the t-th easiest share of these pairs.
 
-    Easy means a large gap in score. Ties with the best make no pair. After `steps` rounds the curriculum starts again.
+    Easy means a large gap in score. Ties with the best make no pair; other ties go by text, so that the order in which
+    a prompt's completions stand in the data does not matter. After `steps` rounds the curriculum starts again.
 
     The construction is known from third-party descriptions of the paper; its hyper-parameters and its log-prob
     criterion were not found, and `scope: global` is the natural variant of it, not the paper's own text.
@@ -41,16 +42,17 @@ class Curriculum:
         if self.scope == "prompt":
             yield from (ladder[step] for ladder in ladders if step < len(ladder))
             return
-        pairs = sorted((pair for ladder in ladders for pair in ladder), key=lambda p: (-p.margin, p.pair_id))
+        pairs = sorted((pair for ladder in ladders for pair in ladder), key=_easy_first)
         yield from pairs[len(pairs) * step // self.steps : len(pairs) * (step + 1) // self.steps]
 
     def _ladder(self, group: JudgedGroup, number: int) -> list[PreferencePair]:
-        """Return the pairs of one prompt, the largest gap first; completions of one text count once."""
-        scored: dict[str, Scored] = {}
-        for completion, score in zip(group.completions, group.scores, strict=True):
-            if score is not None:
-                scored.setdefault(completion.text, (score, completion))
-        ranked = sorted(scored.values(), key=lambda item: (-item[0], item[1].completion_id))
+        """Return the pairs of one prompt, the largest gap first; of completions of one text the best scored counts."""
+        scored = [(s, c) for s, c in zip(group.scores, group.completions, strict=True) if s is not None]
+        scored.sort(key=_best_first)
+        first: dict[str, Scored] = {}
+        for item in scored:
+            first.setdefault(item[1].text, item)
+        ranked = list(first.values())
         if not ranked:
             return []
         best_score, best = ranked[0]
@@ -71,3 +73,12 @@ class Curriculum:
             for score, other in reversed(ranked[1:])
             if score < best_score
         ]
+
+
+def _best_first(item: Scored) -> tuple[float, str, str]:
+    score, completion = item
+    return -score, completion.text, completion.completion_id
+
+
+def _easy_first(pair: PreferencePair) -> tuple[float, str, str]:
+    return -pair.margin, pair.prompt.prompt_id, pair.rejected.text

@@ -38,21 +38,41 @@ class EasyFirst:
 
         """
         if self.by == "source":
-            return self._source(prompts, ask)
+            sources = self._sources(prompts, ask.rounds)
+            easiest = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
+            return sources[easiest[ask.round]]
         ranked = np.lexsort((index_of(prompts).ids, -margins_of(prompts, ask.margins)))
         begin, end = (len(ranked) * number // ask.rounds for number in (ask.round, ask.round + 1))
         return pick(prompts, ranked[begin:end])
 
-    def _source(self, prompts: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
+    def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
+        """Refuse data without a difficulty, and, where `by` is source, without as many sources as there are rounds.
+
+        Raises:
+            DataError: names the row, or the sources.
+
+        """
+        for prompt in prompts:
+            if len({candidate.score for candidate in prompt.candidates} - {None}) < 2:
+                raise DataError(
+                    f"{prompt.source}: needs two completions with different scores to measure its difficulty; give the "
+                    "columns chosen and rejected, or set order.kind=shuffled"
+                )
+        if self.by == "source":
+            self._sources(prompts, rounds)
+
+    @staticmethod
+    def _sources(prompts: Sequence[Prompt], rounds: int) -> dict[str, Sequence[Prompt]]:
         none = "no column `source`; name each row's data set in it, or set order.by=margin"
-        sources = {name: pick(prompts, places) for name, places in places_by_origin(prompts, none).items()}
-        if len(sources) != ask.rounds:
+        sources: dict[str, Sequence[Prompt]] = {
+            name: pick(prompts, places) for name, places in places_by_origin(prompts, none).items()
+        }
+        if len(sources) != rounds:
             raise DataError(
-                f"the data have {len(sources)} sources ({', '.join(sorted(sources))}) for {ask.rounds} rounds; set "
+                f"the data have {len(sources)} sources ({', '.join(sorted(sources))}) for {rounds} rounds; set "
                 f"rounds={len(sources)}, or order.by=margin"
             )
-        ranked = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
-        return sources[ranked[ask.round]]
+        return sources
 
 
 def accuracy(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> float:

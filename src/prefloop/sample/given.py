@@ -38,14 +38,19 @@ class Given:
             DataError: a prompt has no candidates.
 
         """
+        self.check_prompts(prompts, 0)
         return [self._group(prompt, context) for prompt in prompts]
 
+    def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
+        """Raise DataError if a prompt has no candidates; the number of rounds does not matter."""
+        for prompt in prompts:
+            if not prompt.candidates:
+                raise DataError(
+                    f"{prompt.source}: no completions to choose from; give the columns chosen and rejected, or "
+                    "completions and scores, or sample them with sampler.kind=hf"
+                )
+
     def _group(self, prompt: Prompt, context: RoundContext) -> SampleGroup:
-        if not prompt.candidates:
-            raise DataError(
-                f"{prompt.source}: no completions to choose from; give the columns chosen and rejected, or "
-                "completions and scores, or sample them with sampler.kind=hf"
-            )
         chosen = prompt.candidates[: self.completions] if self.completions else prompt.candidates
         completions = tuple(
             Completion(
