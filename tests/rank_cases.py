@@ -218,6 +218,9 @@ def main() -> None:
             # Only one rank is asked to stop; all stop after the same step.
             stop = stopping_after(MIDDLE) if team.rank == team.size - 1 else lambda: False
             train("dpo", out / "many-then-one", policy, team, sharding, stop)
+            stop = stopping_after(MIDDLE) if team.main else lambda: False
+            assert not train("simpo", out / "again", policy, team, sharding, stop)
+            found[f"{sharding}/again"] = as_json(train("simpo", out / "again", policy, team, sharding))
             found[f"{sharding}/one-then-many"] = as_json(train("dpo", out / "one-then-many", policy, team, sharding))
     (folder / f"found-{team.rank}-of-{team.size}.json").write_text(json.dumps(found))
 

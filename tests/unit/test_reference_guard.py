@@ -11,6 +11,7 @@ from prefloop.losses.dpo import DPO
 from prefloop.models import causal_lm
 from prefloop.reference_guard import unchanged_reference
 from prefloop.rows import PolicyRef, TokenizedPair
+from prefloop.team import ALONE
 from prefloop.train.job import Job
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
@@ -18,7 +19,8 @@ from tiny import save_tiny_policy
 
 TRAIN = TrainSettings(device="cpu")
 RUN = SimpleNamespace(
-    recipe=SimpleNamespace(train=TRAIN, trainer=SimpleNamespace(kind="update"), loss=SimpleNamespace(kind="dpo"))
+    recipe=SimpleNamespace(train=TRAIN, trainer=SimpleNamespace(kind="update"), loss=SimpleNamespace(kind="dpo")),
+    team=ALONE,
 )
 
 

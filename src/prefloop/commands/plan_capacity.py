@@ -20,6 +20,9 @@ BANDWIDTH = 0.6
 """Share of the peak memory bandwidth that sampling one token at a time reaches; a usual figure, not measured here."""
 
 
+SAMPLING = "sampling in process"
+
+
 @dataclass(frozen=True)
 class Gpu:
     """Memory in GiB, bf16 arithmetic in teraflop/s (dense), memory bandwidth in GB/s, as their maker publishes them."""
@@ -128,11 +131,13 @@ class Capacity:
             yield f"  {name:<34}{size / GIB:8.1f} GiB"
         for name, size in (
             ("training, at its fullest", self.peak),
-            ("before sharding: all weights", self.loading),
+            ("loading and saving the policy", self.loading),
             ("reference and start log-probs", self.scoring),
-            ("sampling in process", self.sampling),
+            (SAMPLING, self.sampling),
         ):
             verdict = "fits" if size <= room else "DOES NOT FIT"
+            if name == SAMPLING and size > room:
+                verdict += ": there each GPU holds the whole policy; use sampler.kind=server"
             yield f"  {name:<34}{size / GIB:8.1f} GiB  {verdict}"
         load = self.load
         yield (
@@ -181,7 +186,7 @@ def training_memory(
     """
     kind = "full" if settings.sharding == "auto" else settings.sharding
     kind = "replicate" if ranks == 1 else kind
-    share = {"replicate": 1, "full": ranks, "hybrid": local}[kind]
+    share = shares(kind, ranks, local)
     whole, width = shape.parameters, 2 if lower else 4
     trained = shape.adapter * settings.lora.rank if settings.lora else whole / share
     found = {"weights, float32": 4 * whole / share + (4 * trained if settings.lora else 0)}
@@ -204,6 +209,11 @@ def training_memory(
     found["LM head: logits, its gradient"] = 3 * 4 * logits + head + 2 * 4 * tokens * shape.width
     found["CUDA, NCCL, fragments"] = FIXED if lower else 0.0
     return kind, found
+
+
+def shares(kind: str, ranks: int, local: int) -> int:
+    """Return among how many ranks the weights are shared."""
+    return {"replicate": 1, "full": ranks, "hybrid": local}[kind]
 
 
 def capacity(
@@ -235,8 +245,11 @@ def capacity(
         "reference log-probs": 2 * passes / flops,
         "training": settings.epochs * work * passes / flops,
     }
-    loading = 4 * shape.parameters + FIXED
-    scoring = 2 * shape.parameters + 3 * 4 * HEAD_LOGITS + FIXED
+    share = shares(sharding, count, local)
+    # Each rank reads its own rows; saving gathers one weight at a time, the largest of which are the embeddings.
+    loading = 4 * shape.parameters / share + (4 * shape.vocabulary * shape.width if share > 1 else 0) + FIXED
+    gathered = 2 * (shape.outside + 2 * shape.layer) if share > 1 else 0
+    scoring = 2 * shape.parameters / share + gathered + 3 * 4 * HEAD_LOGITS + FIXED
     return Capacity(
         kind,
         count,
