@@ -2,4 +2,5 @@
 
 from prefloop.cli import main
 
-main()
+if __name__ == "__main__":  # processes that are spawned, as vLLM's are, import this file
+    main()

@@ -18,6 +18,7 @@ from prefloop.models.causal_lm import (
     choose_dtype,
     load_tokenizer,
     locate,
+    make_room,
     quiet,
 )
 from prefloop.protocols import RoundContext
@@ -145,6 +146,7 @@ def load_classifier(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         DataError: the folder holds none, or one without a trained head.
 
     """
+    make_room()
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -8,7 +8,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -61,6 +62,7 @@ _KEPT = 2
 _cache: OrderedDict[tuple[str, torch.dtype, str], "CausalLM"] = OrderedDict()
 _loading = threading.RLock()
 """Held while the cache is looked at or filled: threads that work ahead load models too."""
+_elsewhere: list[Callable[[], None]] = []
 
 
 @dataclass
@@ -187,6 +189,7 @@ def load(
 
 
 def _loaded(folder: Path, digest: str, dtype: torch.dtype, place: torch.device) -> CausalLM:
+    make_room()
     with quiet():
         tokenizer = load_tokenizer(folder)
         model = _load_model(folder, dtype).to(place).eval()
@@ -197,6 +200,17 @@ def forget() -> None:
     """Drop every model that `load` keeps."""
     with _loading:
         _cache.clear()
+
+
+def make_room() -> None:
+    """Drop what other libraries keep on the device, such as an inference engine: a model is about to be loaded."""
+    for drop in list(_elsewhere):
+        drop()
+
+
+def kept_elsewhere(drop: Callable[[], None]) -> None:
+    """Have `drop` called whenever room is made for a model."""
+    _elsewhere.append(drop)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -361,11 +375,23 @@ def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens that end a completion; see `CausalLM`."""
-    config = model.config.get_text_config()
+    return _stop_ids(model.config, model.generation_config, tokenizer)
+
+
+def stop_ids_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the `CausalLM.stop_ids` of a policy folder whose model is not loaded."""
+    options = {"local_files_only": True}
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    written = (folder / "generation_config.json").is_file()
+    return _stop_ids(config, GenerationConfig.from_pretrained(folder, **options) if written else None, tokenizer)
+
+
+def _stop_ids(config: Any, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    config = config.get_text_config()
     sources: list[Any] = [tokenizer.eos_token_id, tokenizer.bos_token_id]
     # Not every config class has these attributes, and a model that cannot generate has no generation config.
     sources += [getattr(config, "eos_token_id", None), getattr(config, "bos_token_id", None)]
-    sources += [getattr(model.generation_config, "eos_token_id", None)]
+    sources += [getattr(generation, "eos_token_id", None)]
     ids: set[int] = set()
     for source in sources:
         ids.update(source if isinstance(source, list) else [] if source is None else [source])

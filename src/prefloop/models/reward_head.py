@@ -20,7 +20,14 @@ from transformers.pytorch_utils import Conv1D
 from prefloop.disk import machine_errors
 from prefloop.errors import DataError
 from prefloop.models.adapters import ALL_LINEAR
-from prefloop.models.causal_lm import TEMPLATE_FAULTS, check_folder, choose_device, load_tokenizer, quiet
+from prefloop.models.causal_lm import (
+    TEMPLATE_FAULTS,
+    check_folder,
+    choose_device,
+    load_tokenizer,
+    make_room,
+    quiet,
+)
 from prefloop.models.skeleton import Skeleton, classifier_skeleton, head_of_classifier
 from prefloop.rows import VERBATIM, Prompt
 
@@ -38,6 +45,7 @@ def load_reward_model(folder: Path, device: str, seed: int) -> tuple[PreTrainedM
     """
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
+    make_room()
     try:
         with quiet(), machine_errors(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
