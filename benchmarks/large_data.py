@@ -3,7 +3,8 @@
 Each size is measured in a process of its own, and `docs/large_data.md` is written from what they print:
 
 - pairs: the artifact of stage 4-batches. How long until the first step may begin, what a step takes, memory;
-- groups: the artifact of stage 1-samples, 8 completions a prompt, judged by the lexicon through the stage of a run.
+- groups: the artifact of stage 1-samples, 8 completions a prompt, judged by the lexicon through the stage of a run;
+- prompts and start: files of prompts, see `benchmarks.large_prompts`.
 
 A large set is made in seconds: its rows are those of `DISTINCT` parts over and over. Every part is a file of its own
 and is read, checked and decoded like any other, so that reading costs what it would.
@@ -162,6 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", default="10240,102400,1024000,10240000", help="sizes, comma-separated")
     parser.add_argument("--groups", default="1024,10240,102400", help="sizes, comma-separated")
+    parser.add_argument("--prompts", default="100000,1000000,3000000", help="sizes, comma-separated")
+    parser.add_argument("--start", default="100000,1000000", help="sizes, comma-separated")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "ROWS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -174,18 +177,42 @@ def main() -> None:
         "`python -m benchmarks.large_data` makes artifacts of growing size, and measures each in a process of its own;",
         "its docstring says what is in them. Memory is the largest resident memory of the process so far.",
     ]
-    for kind, sizes in (("pairs", asked.pairs), ("groups", asked.groups)):
-        found = [_in_a_child(kind, size) for size in sizes.split(",") if size]
+    for kind, sizes in (
+        ("pairs", asked.pairs),
+        ("groups", asked.groups),
+        ("prompts", asked.prompts),
+        ("start", asked.start),
+    ):
+        found = [_MEASURED[kind](kind, size) for size in sizes.split(",") if size]
         lines += ["", f"## {kind.capitalize()}", "", *(table(found) if found else [])]
     lines += ["", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · 1 thread · {machine('cpu')} · {versions()}"]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _in_a_child(kind: str, size: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.large_data", "--one", kind, size]
+    return _said_by("benchmarks.large_data", "--one", kind, size)
+
+
+def _prompts(_: str, size: str) -> dict[str, float]:
+    """Read the same file in both ways, one right after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "prompts.jsonl")
+        found = [_said_by("benchmarks.large_prompts", kind, size, "--file", file) for kind in ("read", "plain")]
+    return found[0] | {name: value for name, value in found[1].items() if name != "rows"}
+
+
+def _start(_: str, size: str) -> dict[str, float]:
+    return _said_by("benchmarks.large_prompts", "start", size)
+
+
+_MEASURED = {"pairs": _in_a_child, "groups": _in_a_child, "prompts": _prompts, "start": _start}
+
+
+def _said_by(module: str, *arguments: str) -> dict[str, float]:
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{kind}: {found}\n")
+    sys.stderr.write(f"{' '.join(arguments[:2])}: {found}\n")
     return found
 
 

@@ -80,8 +80,8 @@ class PolicySettings(_Settings):
     """The model to improve."""
 
     path: NameOrPath
-    """A `save_pretrained` folder, a hub id, or a model that prefloop ships: `embedded`, which writes stories, or
-    `embedded-sums`, which does sums step by step."""
+    """A `save_pretrained` folder, here or at an address such as s3://…, a hub id, or a model that prefloop ships:
+    `embedded`, which writes stories, or `embedded-sums`, which does sums step by step."""
     revision: str | None = None
     """Commit or tag of a hub id. Default: the hub's main."""
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prefloop import evidence, stages
 from prefloop.artifact import Artifact
 from prefloop.components import build_parts, key_of
@@ -18,7 +20,9 @@ from prefloop.evaluate.compare_data import Measured
 from prefloop.evaluate.summary import metric_json
 from prefloop.inputs import MIN_HOLDOUT, embedded_prompts, resolve_policy
 from prefloop.loop import EVALUATION_ROUND, scratch_of
+from prefloop.prompts.choice import first_by_id
 from prefloop.prompts.dataset import read_prompts
+from prefloop.prompts.store import ids_of, pick
 from prefloop.protocols import Progress, RoundContext
 from prefloop.recipe import Recipe
 from prefloop.rows import JudgedGroup, PolicyRef, Prompt, digest_of
@@ -51,7 +55,8 @@ def read_outside(path: str, known: Iterable[str], most: int) -> Outside:
     """
     found = read_prompts(str(embedded_prompts(path) or path))
     inside = set(known)
-    other = sorted((p for p in found.prompts if p.prompt_id not in inside), key=lambda p: p.prompt_id)
+    outside = np.array([name not in inside for name in ids_of(found.prompts)])
+    other = first_by_id(pick(found.prompts, np.flatnonzero(outside)), None)
     shared = len(found.prompts) - len(other)
     if len(other) < MIN_HOLDOUT:
         raise DataError(
