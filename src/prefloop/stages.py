@@ -1,5 +1,6 @@
 """The stages of a round. Each reads artifacts, writes one artifact, and does nothing if that is already there."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from prefloop import shelf
 from prefloop.artifact import Artifact, Building, Key, StoredPart
 from prefloop.components import Parts, key_of
-from prefloop.errors import DataError, Interrupted
+from prefloop.errors import DataError, Interrupted, JudgeError
 from prefloop.models import causal_lm
 from prefloop.models.logps import TokenGroup, choose_layout, completion_logps
 from prefloop.prompts.choice import by_id
@@ -327,7 +328,24 @@ def _with_gold(group: SampleGroup) -> SampleGroup:
 
 
 def judged_group(group: SampleGroup, verdict: Verdict, judge_name: str) -> JudgedGroup:
-    """Return the group with its verdict."""
+    """Return the group with its verdict.
+
+    Raises:
+        JudgeError: the verdict is not one score and one note for each completion, or a score is not a finite number.
+
+    """
+    count, place = len(group.completions), f"judge {judge_name}, {group.prompt.source}"
+    if (len(verdict.scores), len(verdict.notes)) != (count, count):
+        raise JudgeError(
+            f"{place}: {len(verdict.scores)} scores and {len(verdict.notes)} notes for {count} completions; return one "
+            "of each for every completion, None where there is none"
+        )
+    for index, score in enumerate(verdict.scores):
+        if score is not None and not math.isfinite(score):
+            raise JudgeError(
+                f"{place}, completion {index}: score {score}, which has no place in an order; return a finite number, "
+                "or None with a note that says why"
+            )
     return JudgedGroup(
         prompt=group.prompt,
         completions=group.completions,

@@ -157,6 +157,29 @@ def test_a_judge_that_raises(call, prompts, tmp_path):
     assert "score" in message
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ("float('nan'), 1.0", r"prompts\.jsonl:\d+, completion 0: score nan, .* return a finite number, or None"),
+        ("0.0, float('inf')", r"prompts\.jsonl:\d+, completion 1: score inf"),
+        ("0.0,", r"prompts\.jsonl:\d+: 1 scores and 2 notes for 2 completions"),
+    ],
+)
+def test_a_judge_without_an_order_is_named(call, prompts, tmp_path, scores, words):
+    """Self-Rewarding's best and worst: neither is defined among numbers of which one is no number."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n\nfrom prefloop.rows import Verdict\n\n\n@dataclass(frozen=True)\n"
+        "class Mine:\n    def __call__(self, groups, context):\n"
+        f"        return [Verdict(({scores}), (None, None)) for _ in groups]\n",
+        encoding="utf-8",
+    )
+    more = [f"judge.kind={tmp_path / 'mine.py'}:Mine", "eval_judge=lexicon"]
+    code, message = call(*run_arguments("embedded", prompts, tmp_path / "out", *more))
+    assert code == 4
+    assert re.search(words, message), message
+    assert not (tmp_path / "out" / "round-000" / "2-judged" / "manifest.json").exists()
+
+
 def test_a_diverging_run_stops_and_names_the_step(call, prompts, tmp_path):
     more = ["train.learning_rate=1e30", "train.max_grad_norm=null", "train.pairs_per_step=2", "train.warmup=0"]
     code, message = call(*run_arguments("embedded", prompts, tmp_path / "out", *more))

@@ -12,8 +12,9 @@ Reads the responses and ratings of the data (`completions` and `scores`, or `cho
 `sampler.kind=hf` and a judge it rates the policy's own samples instead, drawn anew each round: so it does on the story
 model that prefloop ships.
 
-Departs from the source: neutral defaults (ours) stand for the settings that were not found; a round is promoted only if
-the gate accepts it; the log-prob gap as a measure of difficulty is not offered.
+Departs from the source: neutral defaults (ours) stand for the settings that were not found; ties with the best make no
+pair (the paper's rule was not found); a round is promoted only if the gate accepts it; the gap in log-prob as a measure
+of difficulty (the paper's second one, recalled) is not offered.
 """
 
 from prefloop.recipe import Recipe, Spec

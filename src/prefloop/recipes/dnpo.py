@@ -16,14 +16,15 @@ How sure: the place and form of the noise, σ² < ε_max with a penalty in its s
 warm-up round of SPIN and three rounds of DNPO are second-hand. A reading: the stop-gradient that makes a game of the
 paper's one-pass objective (its prime is not defined; see `train/noise_game.py`), and which hidden state feeds σ.
 
-Not in the paper, and ours: λ 0.1, learning rate, pairs a step, schedule and warm-up are SPIN's; noise learning rate
-1e-4, α 1, ε_max 1, σ of 0.1 at the start; one epoch; a tie keeps the human answer; temperature 1; each round trains on
-its own pairs only (`replay=1` for SPIN's union). The judge's prompt is not known; theirs was GPT-4o-mini, any judge
-serves here. `trainer.schedule=alternating` is the order of the paper's figure 3, joint that of its text.
+Not found (reviews say that the paper leaves them out), and ours: λ 0.1, learning rate, pairs a step, schedule and
+warm-up are SPIN's; noise learning rate 1e-4, α 1, ε_max 1, σ of 0.1 at the start; one epoch; a tie keeps the human
+answer; temperature 1; each round trains on its own pairs only (`replay=1` for SPIN's union). Their judge was
+GPT-4o-mini, by the reviews, its prompt is not known; any judge serves here. `trainer.schedule=alternating` is the order
+of the paper's figure 3, joint that of its text.
 
 Departs from the source: σ² stays below ε_max at all times, by a tanh; the policy is promoted only if the gate accepts
-it; pairs longer than the limit are dropped, not truncated. The paper's judge also scored its evaluation: set
-`eval_judge` to another one.
+it; pairs longer than the limit are dropped, not truncated. The paper's judge also scored its evaluation, by the
+reviews: set `eval_judge` to another one.
 
 Needs a reference answer for each prompt: `prompts.gold` names the column. It is judged like the policy's own.
 """

@@ -13,11 +13,17 @@ submission. There the completions are captions of videos; here they are text.
 A merged adapter adds at most its rank to the update each round, so many rounds can change the weights more than one
 adapter could, and the reference is never older than a round.
 
-Departs from the source: a pair needs a score difference above `pair_builder.min_margin` (theirs: better in all of four
-caption metrics by a threshold of its own, which grows from round 1 to 2; score differences of another judge have other
-units, so the default is any difference); a round lasts as long as its pairs (theirs 1,000 steps); a round is promoted
-only if the gate accepts it, the reborn policy too, so rebirth can be refused; `stopped` stands for their filter of
-unnatural captions, whose rule was not found.
+How sure: loop, loss, λ, β, rank and scaling, six rounds, rebirth and one more round were seen in code or submission.
+
+Departs from the source: the ground truth is that of the pair's own prompt, as in the authors' first code; the
+submission draws one at random (`pair_builder.gold=random`). All linear layers get an adapter, without dropout (their
+code: q, k and v, 0.05). 20,000 prompts a round are ours. A pair needs a score difference above
+`pair_builder.min_margin` (theirs: better in all of four caption metrics by a threshold of its own, which grows from
+round 1 to 2; score differences of another judge have other units, so the default is any difference). A round lasts as
+long as its pairs (theirs 1,000 steps), and is promoted only if the gate accepts it, the reborn policy too, so rebirth
+can be refused. Rebirth is one epoch on the run's first policy (the submission: four, with other data mixed in, on the
+model as it was before its supervised tuning); `stopped` stands for their filter of unnatural captions, whose rule was
+not found.
 
 Needs a reference answer for each prompt: `prompts.gold` names the column.
 """

@@ -8,7 +8,8 @@ Source: Self-Play Preference Optimization, Wu et al. 2024, arXiv 2405.00675, and
         y_w = the highest, y_l = the lowest;  a, b = log π/π_t of them
         π_{t+1} = argmin (a − η(P_w − ½))² + (b − η(P_l − ½))²,   η = 1000
 
-Departs from the source: their PairRM becomes any judge. Where a judge gives scores only, P(y_i beats y_j) is
+Departs from the source: completions of 256 tokens at most unless you set more (`sampler.max_new_tokens`; their script:
+2,048); their PairRM becomes any judge. Where a judge gives scores only, P(y_i beats y_j) is
 σ(scale · (s_i − s_j)), as with PairRM's, whose scores are log-odds; for another judge `pair_builder.scale` has to be
 chosen. The two squares are rows of their own and the mean is over rows. RMSProp becomes AdamW; the policy is promoted
 only if the gate accepts it; completions longer than the limit are dropped, not truncated.

@@ -8,9 +8,13 @@ request to TRL (1772, never merged) and reviews of the paper.
         minimise (1 − α)·[1 − β(ρ(w|l) + r(w) − ρ(l|w) − r(l))]² + α·L†
     at sampling: y_0 ~ π(·|x);  y_k ~ π(·| prompt that shows y_{k−1}), n times
 
-Departs from the source: the wording of the revision prompt is ours (theirs was not found); α, β and the optimizer
-settings are the pull request's, the paper's were not found; one round of one epoch instead of 5 epochs; the gate
-decides whether the policy is promoted. Held-out completions are revised once by default (`eval_sampler.revisions`).
+How sure: the loss is the pull request's, and reviews agree; α, β (0.1 in its configuration, 0.01 in its code), learning
+rate, cosine, weight decay and 128 pairs a step are the pull request's too. The paper's own values were not found.
+
+Departs from the source: the wording of the revision prompt is ours (theirs was not found); all weights are trained,
+where the pull request has LoRA of rank 16 (`train.lora.rank`); a tenth of the steps as warm-up instead of 150; one
+round of one epoch instead of 5 epochs; the gate decides whether the policy is promoted. Held-out completions are
+revised once by default (`eval_sampler.revisions`).
 
 Reads `prompt`, `chosen` and `rejected`, or completions with scores.
 """
