@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types bench claims faults fuzz audit lock docs clean
+.PHONY: install demo test lint types bench claims claims-more faults fuzz audit lock docs clean
 
 install: $(STAMP)
 
@@ -37,6 +37,9 @@ bench: install
 
 claims: install
 	$(BIN)/python -m benchmarks.claims
+
+claims-more: install
+	$(BIN)/python -m benchmarks.claims --more
 
 faults: install
 	$(BIN)/python -m benchmarks.reliability

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.claims`: run the claims, print verdicts, write docs/claims.md. Finished runs are reused."""
+"""`python -m benchmarks.claims`: run the claims, print verdicts, write docs/claims.md. Finished runs are reused.
+
+Those in `more` are run with --more, or by name.
+"""
 
 import argparse
 import importlib
@@ -8,10 +11,12 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
 from benchmarks import claims, machine
+from benchmarks.claims import more
 from benchmarks.claims.engine import page, results, worlds
 from benchmarks.claims.engine.records import Claim, Sizes
 from benchmarks.claims.engine.workers import Workers
@@ -21,16 +26,20 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def find_claims() -> dict[str, Claim]:
-    """Return the claims by name: every module of this package that is no package and has a `CLAIM`."""
-    names = [m.name for m in pkgutil.iter_modules(claims.__path__) if not m.ispkg and m.name != "__main__"]
-    return {name: importlib.import_module(f"benchmarks.claims.{name}").CLAIM for name in names}
+    """Return the claims by name: every module of this package and of `more` that is no package and has a `CLAIM`."""
+    return dict(sorted({**_claims_of(claims), **_claims_of(more)}.items()))
+
+
+def _claims_of(package: ModuleType) -> dict[str, Claim]:
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and m.name != "__main__"]
+    return {name: importlib.import_module(f"{package.__name__}.{name}").CLAIM for name in names}
 
 
 def main(arguments: list[str]) -> int:
     """Run what the command line asks for; return the exit status."""
     known = find_claims()
     asked = parser().parse_args(arguments)
-    names = asked.claims.split(",") if asked.claims else list(known)
+    names = asked.claims.split(",") if asked.claims else list(_claims_of(more if asked.more else claims))
     if unknown := [name for name in names if name not in known]:
         console.print(f"--claims: {', '.join(unknown)} unknown; choose from {', '.join(known)}")
         return 2
@@ -60,7 +69,8 @@ def main(arguments: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the command line's description."""
     found = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
-    found.add_argument("--claims", default="", metavar="A,B", help="names of claims, default all")
+    found.add_argument("--claims", default="", metavar="A,B", help="names of claims, default those not in `more`")
+    found.add_argument("--more", action="store_true", help="the claims in `more`")
     found.add_argument("--seeds", type=int, default=5, help="seeds of every arm, default 5")
     found.add_argument("--workers", type=int, default=2, help="processes of one thread each, default 2")
     found.add_argument("--out", type=Path, help="folder of the runs, default runs/claims")

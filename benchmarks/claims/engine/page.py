@@ -259,10 +259,10 @@ def _head(sizes: Sizes) -> str:
 
 HEAD = """# The papers' claims, tested
 
-`make claims` runs the headline claims of the papers on small worlds and writes this page and
-[claims.json](claims.json), which has the numbers of every seed. Finished runs stay in `runs/claims` and are reused, so
-that a stopped command goes on where it was. `python -m benchmarks.claims --help` lists the choices. A claim is one file
-in `benchmarks/claims/`.
+`make claims` runs the headline claims of the self-training papers on small worlds, `make claims-more` those of other
+papers, and both write this page and [claims.json](claims.json), which has the numbers of every seed. Finished runs stay
+in `runs/claims` and are reused, so that a stopped command goes on where it was. `python -m benchmarks.claims --help`
+lists the choices. A claim is one file in `benchmarks/claims/`.
 
 ## How it is tested
 
