@@ -60,6 +60,8 @@ def test_ranks_read_their_own_rows_only(tmp_path):
     start_ranks("share_cases.py", 2, str(tmp_path))
     found = found_by(tmp_path, 2)
 
+    start_ranks("share_cases.py", 1, str(tmp_path))
+    assert found_by(tmp_path, 1)[0]["loading"] > 2 * share - SLACK
     for each in found:
         assert share - SLACK < each["peaks"]["loading"] < share + largest + SLACK, each["peaks"]
     assert found[1]["peaks"]["saving"] < 2 * largest + SLACK  # gathered, and not kept
