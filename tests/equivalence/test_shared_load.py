@@ -49,6 +49,7 @@ def save_mixture(folder: Path) -> None:
     byte_tokenizer().save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_ranks_read_their_own_rows_only(tmp_path):
     # Tied and untied heads, renamed weights (GPT-NeoX), transposed ones (GPT-2), buffers, and fused experts.
     for architecture in ("llama", "qwen2", "gpt_neox", "gpt2", "gemma2"):
