@@ -1,6 +1,7 @@
 """Models that ranks share: how they load, score and save; run as a script, one rank of several.
 
-python share_cases.py FOLDER    with the environment that a launcher sets; FOLDER/POLICY are the models
+python share_cases.py FOLDER    with the environment that a launcher sets; FOLDER/POLICY are the models. One process
+                                only measures what a whole policy takes.
 """
 
 import gc
@@ -17,7 +18,7 @@ from prefloop.models.pieces import export_pieces
 from prefloop.models.shares import held_rows, local
 from prefloop.ranks import joined
 from prefloop.rows import TokenizedPair
-from prefloop.team import Team
+from prefloop.team import ALONE, Team
 from prefloop.train.opening import open_frozen, open_trainable
 from prefloop.train.reference import score_reference
 from prefloop.train.settings import TrainSettings
@@ -114,10 +115,21 @@ def peaks(folder: Path, team: Team) -> dict[str, float]:
     return {"loading": loading, "saving": peak_above(held)}
 
 
+def alone(folder: Path) -> dict[str, float]:
+    """Return the most memory that the whole policy takes in one process, every weight of it read, MiB."""
+    before = forget_peak()
+    model = open_trainable(str(folder), SETTINGS, ALONE, print).lm.model
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    return {"loading": peak_above(before)}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     with joined() as team:
+        if team.size == 1:
+            (folder / "found-0-of-1.json").write_text(json.dumps(alone(folder / LARGE)))
+            return
         found: dict[str, Any] = {"peaks": peaks(folder / LARGE, team), "scored": scored(folder / "llama", team)}
         for policy in sorted(folder.iterdir()):
             if policy.is_dir() and policy.name != LARGE:

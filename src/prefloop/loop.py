@@ -414,8 +414,12 @@ def set_threads(recipe: Recipe, policy: PolicyRef, root: Path | None = None, tea
     if threads == "auto" and root is not None and team.main:
         threads = _noted_threads(root) or "auto"
     if threads == "auto" and team.main:
-        lm = causal_lm.load(policy.path, precision="auto", device=recipe.train.device)
-        threads = fastest_threads(lm.model, max(1, cores() // team.local_size))
+        most = max(1, cores() // team.local_size)
+        if causal_lm.choose_device(recipe.train.device).type == "cpu":
+            lm = causal_lm.load(policy.path, precision="auto", device=recipe.train.device)
+            threads = fastest_threads(lm.model, most)
+        else:  # nothing to measure; the policy may be larger than one GPU
+            threads = most
     threads = int(team.tell(threads))
     torch.set_num_threads(threads)
     return threads

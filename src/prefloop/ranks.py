@@ -23,9 +23,9 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import run as run_launcher
 
 from prefloop.errors import ConfigError, Interrupted, PrefloopError, RankLost
-from prefloop.team import ALIVE, FAILURE, MOST_SLEEP, Team, lost
+from prefloop.team import ALIVE, FAILURE, MOST_SLEEP, Team, lost, seconds
 
-STALLED = float(os.environ.get("PREFLOOP_STALLED", "600"))
+STALLED = seconds("PREFLOOP_STALLED", 600.0)
 """Seconds for which a rank waits in a sum of tensors for one that does not come, and anywhere for one that gives no
 sign of life, before it gives up."""
 MEETING = timedelta(minutes=10)

@@ -8,12 +8,13 @@ so that a failure anywhere ends the wait with its cause, and a stage that takes 
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefloop.errors import RankLost
+from prefloop.errors import ConfigError, RankLost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,25 @@ ALIVE = "alive"
 """Key, with a rank behind it, of a number that rises while the rank's process runs."""
 MOST_SLEEP = 0.1
 """Seconds between looks at the store, at most."""
+
+
+def seconds(variable: str, default: float) -> float:
+    """Return the seconds that an environment variable names, or `default`.
+
+    Raises:
+        ConfigError: it names none.
+
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return default
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ConfigError(f"{variable}={text}: must be a number of seconds > 0; leave it out for {default:.0f}")
+    return found
 
 
 class Store(Protocol):

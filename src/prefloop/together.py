@@ -1,7 +1,6 @@
 """What a team makes as one: the checks before it begins, and a stage's output that several ranks make."""
 
 import hashlib
-import os
 import platform
 import secrets
 import socket
@@ -18,12 +17,12 @@ from prefloop.components import Parts
 from prefloop.errors import ConfigError
 from prefloop.recipe import Recipe
 from prefloop.rows import digest_of
-from prefloop.team import ALONE, Team
+from prefloop.team import ALONE, Team, seconds
 from prefloop.train.sharding import require_divisible
 
 R = TypeVar("R")
 
-SEEN = float(os.environ.get("PREFLOOP_SEEN", "30"))
+SEEN = seconds("PREFLOOP_SEEN", 30.0)
 """Seconds that a network file system may take to show one rank what another has written."""
 
 

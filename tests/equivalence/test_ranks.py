@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 import rank_cases
+from prefloop.components import build_parts
 from prefloop.errors import ConfigError
+from prefloop.launch import read_recipe
 from prefloop.team import ALONE, Team
+from prefloop.together import check_team
 from prefloop.train.plan import PairIndex, Plan
 from prefloop.train.sharding import counts, divisor, require_divisible, rows_of, share_of
 from rank_launch import found_by, start_ranks
@@ -72,6 +75,7 @@ VARIANTS = (*OTHERS, "reward", "reward_lora", "moving_reference_lora")
 """Of what trains or reads other models than the policy, a few steps."""
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path):
     cases = {
         "replicate": ("noise_alternating", "fast_slow"),
@@ -121,3 +125,10 @@ def test_a_step_that_cannot_be_split_evenly_is_refused():
     require_divisible(8, Team(0, 4))
     with pytest.raises(ConfigError, match=r"train\.pairs_per_step: 6 is no multiple of 4 ranks; set it to 8"):
         require_divisible(6, Team(0, 4))
+
+
+def test_a_loss_that_compares_all_pairs_of_a_step_is_refused():
+    recipe, _ = read_recipe("kto", ["train.pairs_per_step=8"])
+    with pytest.raises(ConfigError, match=r"loss\.kind: kto compares all pairs of a step.* over 2 ranks"):
+        check_team(recipe, build_parts(recipe), Team(0, 2))
+    check_team(recipe, build_parts(recipe), ALONE)

@@ -43,6 +43,7 @@ def wait_for(process: subprocess.Popen[str], seen, what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_full_sharding_is_stopped_by_the_launchers_signal_and_goes_on_with_more_ranks(tmp_path):
     alone, out = tmp_path / "alone", tmp_path / "run"
     first = subprocess.Popen(
@@ -104,6 +105,7 @@ def two_by_hand(
     return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_ranks_with_other_code_or_another_folder_are_refused_on_all(tmp_path):
     source = Path(prefloop.__file__).parent
     shutil.copytree(source, tmp_path / "src" / "prefloop", ignore=shutil.ignore_patterns("__pycache__"))
@@ -125,6 +127,7 @@ def test_ranks_with_other_code_or_another_folder_are_refused_on_all(tmp_path):
     assert not any((folder / "run" / "prompts").exists() for folder in folders)
 
 
+@pytest.mark.slow
 def test_a_full_disk_on_one_rank_ends_the_run_on_all_with_the_cause(tmp_path):
     # What a rank may write is less than its rows of the training state, which is the largest that it writes.
     ends = two_by_hand([command(tmp_path / "run")] * 2, [tmp_path] * 2, [{}, {}], limit=1 << 20)
