@@ -12,6 +12,7 @@ What cannot be sent is tried again, and a run never fails for it. `mirror_fetch`
 
 import json
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 from prefloop.artifact import KEY, MANIFEST, read_json, write_json
 from prefloop.disk import file_digest, sealed
 from prefloop.errors import ConfigError, CorruptArtifact
-from prefloop.mirror_fetch import COPIES, MIRROR, copy_name, fetch, parsed, remote_digests
+from prefloop.mirror_fetch import COPIES, MIRROR, STAGING, copy_name, fetch, parsed, remote_digests
 from prefloop.mirror_scan import DATABASES, Batch, batches, changed_at, digest_of_bytes, snapshot, stamp
 from prefloop.recipe import Recipe
 from prefloop.remote import Place
@@ -129,7 +130,13 @@ class Mirror:
         whole = [name for name, digest in missing.items() if self._is_whole(name, digest)]
         if len(whole) < len(missing):
             return True  # it changes now, or is damaged: the run will say so
-        place.put([(name, self._root / name) for name in whole])
+        self._sent |= dict.fromkeys(whole, "")  # what a copy that fails leaves is known, and goes with the rest
+        try:
+            place.put([(name, self._root / name) for name in whole])
+        except ConfigError:
+            if all((self._root / name).is_file() for name in whole):
+                raise
+            return True  # a training state that has just been replaced by newer ones
         self._sent |= missing
         for name, data in batch.seal.items():
             if self._sent.get(name) != digest_of_bytes(data):
@@ -212,17 +219,19 @@ def mirrored(address: str | None, root: Path, recipe: Recipe, redo: bool, say: S
 def _connected(address: str, root: Path, recipe: Recipe, redo: bool, say: Say) -> Mirror:
     place = Place(address)
     there, here = _whose(place), _own(root)
+    shutil.rmtree(root / STAGING, ignore_errors=True)
     empty = not any(next(root.rglob(name), None) for name in (KEY, MANIFEST))
     settings = recipe.model_dump(mode="json")
     if there is None:
         if place.files():
             raise ConfigError(f"--mirror: {address} holds other files; choose an address that is empty")
         name = here.get("id") or secrets.token_hex(8)
-    elif empty:
+    elif empty or (here.get("id") == there["id"] and here.get("fetching")):
         name = there["id"]
         if not redo:
             _require_same(address, there["recipe"], json.loads(json.dumps(settings)))
         say(f"mirror: fetching the run at {address}")
+        write_json(root / MIRROR, {"id": name, "address": address, "fetching": True})  # until it is all there
         taken = fetch(place, root, say)
         say(f"mirror: {taken} finished stages fetched")
     elif here.get("id") != there["id"]:

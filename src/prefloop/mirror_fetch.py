@@ -27,7 +27,8 @@ MIRROR = "mirror.json"
 """File that says whose the files at an address are."""
 COPIES = "databases.json"
 """File at the address that says which copy of each SQLite file counts, and its SHA-256."""
-_STAGING = ".fetching"
+STAGING = ".fetching"
+"""Folder of what is being fetched; it is removed at the end, and before a run goes on."""
 
 Say = Callable[[str], None]
 
@@ -35,19 +36,19 @@ Say = Callable[[str], None]
 def fetch(place: Place, root: Path, say: Say) -> int:
     """Copy what is whole at `place` into the run folder `root`, and return how many artifacts that was.
 
-    Every folder appears under its name only once its bytes are those of its manifest; what is not so is left where it
-    is, and `say` hears of it: the run makes it again.
+    What is in `root` already stays as it is. Every folder appears under its name only once its bytes are those of its
+    manifest; what is not so is left where it is, and `say` hears of it: the run makes it again.
 
     Raises:
         ConfigError: the address cannot be read.
 
     """
     names = place.files()
-    staging = root / _STAGING
+    staging = root / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     taken = 0
     for folder in sorted({name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in (MANIFEST, KEY)}):
-        if not STAGE.fullmatch(folder):
+        if not STAGE.fullmatch(folder) or (root / folder).exists():
             continue
         target = staging / folder
         try:
@@ -62,6 +63,8 @@ def fetch(place: Place, root: Path, say: Say) -> int:
             continue
         _move(target, root / folder)
     for name, digest in _copies(place).items():
+        if (root / name).exists():
+            continue
         _database(place, name, digest, root, say)
     shutil.rmtree(staging, ignore_errors=True)
     return taken
@@ -124,7 +127,7 @@ def _copies(place: Place) -> dict[str, str]:
 
 
 def _database(place: Place, name: str, digest: str, root: Path, say: Say) -> None:
-    temporary = root / _STAGING / name
+    temporary = root / STAGING / name
     place.get([(copy_name(name, digest), temporary)])
     if file_digest(temporary) != digest:
         say(f"mirror: {name} is not whole there and not taken")
@@ -138,8 +141,9 @@ def copy_name(name: str, digest: str) -> str:
 
 
 def remote_digests(place: Place) -> dict[str, str]:
-    """Return by name the SHA-256 of what is known to be at the address, as its manifests, parts and states say."""
-    names, known = place.files(), dict[str, str]()
+    """Return by name the SHA-256 of what is at the address, as its manifests, parts and states say; "" if none does."""
+    names = place.files()
+    known = dict.fromkeys(names, "")
     for name in names:
         folder, _, last = name.rpartition("/")
         if last not in (MANIFEST, PARTS, STATE, KEY):

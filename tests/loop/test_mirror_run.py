@@ -60,9 +60,10 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    """A run that was copied, and what is at the address."""
+def copied(tmp_path_factory, whole) -> tuple[Path, dict[str, bytes]]:
+    """A run that is copied once it is done, and what is at the address."""
     system, root = fsspec.filesystem("memory"), tmp_path_factory.mktemp("copied") / "run"
+    shutil.copytree(whole, root)
     go(root, "memory://bucket/run")
     there = {name: system.cat(name) for name in system.find("/bucket/run")}
     system.store.clear()
@@ -94,6 +95,10 @@ def test_a_lost_folder_comes_back_wherever_the_run_stopped(memory, whole, tmp_pa
     fetched = next(line for line in lines if "finished stages fetched" in line)
     assert int(fetched.split()[1]) > 5
     assert outcome(tmp_path / "last") == outcome(whole)
+    monkeypatch.undo()
+    go(tmp_path / "last", address)
+    made = {str(path.relative_to(tmp_path / "last")) for path in (tmp_path / "last").rglob("*") if path.is_file()}
+    assert files(address) == {n for n in made if not n.endswith(("key.json", "parts.sha256")) and n != ".lock"}
 
 
 def test_the_copy_is_the_run_and_a_second_machine_makes_nothing_anew(again, copied, whole, tmp_path):
@@ -108,6 +113,27 @@ def test_the_copy_is_the_run_and_a_second_machine_makes_nothing_anew(again, copi
     assert outcome(tmp_path / "two") == outcome(whole)
     for name in (n for n in made if n.endswith(("key.json", "parts.sha256"))):
         assert (tmp_path / "two" / name).read_bytes() == (root / name).read_bytes()
+
+
+def test_a_fetch_that_breaks_off_goes_on(again, whole, tmp_path, monkeypatch):
+    get, calls = Place.get, iter(range(10**6))
+
+    def breaks(self: Place, wanted: Any) -> None:
+        if next(calls) == 15:
+            raise ConfigError("the line is down")
+        get(self, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "get", breaks)
+        with pytest.raises(ConfigError, match="the line is down"):
+            go(tmp_path / "two", "memory://bucket/run")
+    there = len(list((tmp_path / "two").rglob("manifest.json")))
+    lines = go(tmp_path / "two", "memory://bucket/run")
+    fetched = next(int(line.split()[1]) for line in lines if "finished stages fetched" in line)
+    total = len([name for name in files("memory://bucket/run") if name.endswith("manifest.json")])
+    assert (there > 2, there - 1 <= total - fetched <= there) == (True, True)  # one may have been half-fetched
+    assert outcome(tmp_path / "two") == outcome(whole)
+    assert not (tmp_path / "two" / ".fetching").exists()
 
 
 def test_what_is_damaged_there_is_not_taken_and_made_again(again, whole, tmp_path):
@@ -175,10 +201,13 @@ def test_a_redone_stage_replaces_its_copy(memory, tmp_path):
         go(tmp_path / "one", address, "rounds=1", stop_at=12)
     changed = ("train.learning_rate=1e-3", "rounds=1")
     go(tmp_path / "one", address, *changed, redo=True)
-    lines = go(tmp_path / "two", address, *changed)
-    assert not [line for line in lines if "not taken" in line]
-    made = {name: digest for name, digest in outcome(tmp_path / "one").items() if ".replaced-" not in name}
-    assert outcome(tmp_path / "two") == made
+    said: list[str] = []
+    fetch(Place(address), tmp_path / "two", said.append)
+    assert said == []
+    stages = {path.parent.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("manifest.json")}
+    there = {path.parent.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("manifest.json")}
+    assert there == {stage for stage in stages if ".replaced-" not in str(stage)}
+    assert digests(tmp_path / "two").items() <= digests(tmp_path / "one").items()
 
 
 def test_a_process_that_another_has_replaced_stops_copying(memory, tmp_path):
