@@ -1,6 +1,7 @@
 """Meta-Rewarding's pairs: length control for the actor, best against worst judgement for the judge."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,16 @@ def test_the_judge_learns_from_the_completion_that_it_is_least_sure_of():
     both = judge_pairs(GROUP, judged="all")
     assert [p.chosen.text for p in both] == ["a 3", "d 0"]
     assert len({p.pair_id for p in both}) == 2
+
+
+@pytest.mark.parametrize("shift", [-7.0, 1.5, 1000.0])
+def test_a_constant_on_all_ratings_changes_no_pair(shift):
+    moved = [replace(j, rating=j.rating + shift) for j in [*STEADY, *TORN]]
+    for fields in ({}, {"judged": "all"}):
+        found = judge_pairs(judged([3.0, 2.3], [5, 5], moved), **fields)
+        before = judge_pairs(GROUP, **fields)
+        assert [(p.chosen, p.rejected) for p in found] == [(p.chosen, p.rejected) for p in before]
+        assert [p.margin for p in found] == pytest.approx([p.margin for p in before])
 
 
 def test_judgements_make_pairs_only_where_asked_rated_and_short_enough():
