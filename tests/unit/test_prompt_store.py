@@ -1,9 +1,8 @@
 """Prompts on disk against all of them in memory, as `benchmarks.plain_prompts` reads them."""
 
-import json
+import gc
 import random
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -201,24 +200,13 @@ def test_nothing_is_left_where_temporary_files_lie(monkeypatch, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
 
-def test_a_prompt_takes_few_bytes(tmp_path, monkeypatch):
+def test_few_prompts_are_objects_and_the_index_takes_few_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "ROWS", 32)
-    path = tmp_path / "p.jsonl"
-    with path.open("w") as file:
-        file.writelines(json.dumps({"prompt": f"{i} {'word ' * 20}"}) + "\n" for i in range(2000))
-    tracemalloc.start()
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"{i} {'word ' * 20}"} for i in range(2000)])
     found = read_prompts(str(path)).prompts
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
+    gc.collect()
+    alive = [one for one in gc.get_objects() if type(one) is Prompt and one.source.startswith(f"{path}:")]
     assert len(found) == 2000
-    assert held / 2000 < 60  # the last rows, up to 32, are still objects of some 500 bytes
-    assert store_plain_bytes(path) > 500
-
-
-def store_plain_bytes(path: Path) -> float:
-    """Return what a prompt takes in memory as an object."""
-    tracemalloc.start()
-    prompts, _ = read_plainly(str(path))
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    return held / len(prompts)
+    assert len(alive) <= 32
+    known = index_of(found)
+    assert known.ids.nbytes + known.held_out.nbytes + known.has_gold.nbytes + known.origins.nbytes == 14 * 2000
