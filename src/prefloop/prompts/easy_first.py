@@ -6,12 +6,14 @@ from typing import ClassVar, Literal
 
 from prefloop.errors import DataError
 from prefloop.protocols import Allotment
-from prefloop.rows import Prompt
+from prefloop.rows import Prompt, digest_of
 
 
 @dataclass(frozen=True)
 class EasyFirst:
-    """Give each round one share of the data, the easiest first; every prompt is used once.
+    """Give each round one share of the data, the easiest first; every prompt is used once at most.
+
+    With `prompts_per_round` a round takes that many prompts of its share, drawn by the seed; else all of them.
 
     Easy means that the starting policy prefers the chosen completion already: log π(chosen) > log π(rejected), summed
     over tokens. The paper speaks of the reward of the starting policy, which is identically 0 where that policy is also
@@ -35,9 +37,10 @@ class EasyFirst:
         if self.by == "source":
             sources = self._sources(prompts, ask.rounds)
             easiest = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
-            return sources[easiest[ask.round]]
+            return _some(sources[easiest[ask.round]], ask)
         ranked = sorted(prompts, key=lambda p: (-ask.margins[p.prompt_id], p.prompt_id))
-        return ranked[len(ranked) * ask.round // ask.rounds : len(ranked) * (ask.round + 1) // ask.rounds]
+        share = ranked[len(ranked) * ask.round // ask.rounds : len(ranked) * (ask.round + 1) // ask.rounds]
+        return _some(share, ask)
 
     def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
         """Refuse data without a difficulty, and, where `by` is source, without as many sources as there are rounds.
@@ -70,6 +73,13 @@ class EasyFirst:
                 f"rounds={len(sources)}, or order.by=margin"
             )
         return sources
+
+
+def _some(share: list[Prompt], ask: Allotment) -> list[Prompt]:
+    """Return as many prompts of a share as are asked for, in the order of the share."""
+    drawn = sorted(share, key=lambda p: digest_of(ask.seed, p.prompt_id))[: ask.per_round]
+    kept = {prompt.prompt_id for prompt in drawn}
+    return [prompt for prompt in share if prompt.prompt_id in kept]
 
 
 def accuracy(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> float:
