@@ -85,7 +85,7 @@ def _check_given_pairs(recipe: Recipe, parts: Parts, prompts: Sequence[Prompt], 
     rated = [{c.score for c in prompt.candidates if c.score is not None} for prompt in prompts]
     fewer = f"set rounds={context.round}, or " if context.round else ""
     raise DataError(
-        f"prompts: the completions that the data bring make no pair in round {context.round} (pair_builder.kind "
+        f"prompts: the completions that the data bring make no pairs in round {context.round} (pair_builder.kind "
         f"{recipe.pair_builder.kind}). Of {len(prompts)} prompts {rated.count(set())} have no ratings and "
         f"{sum(len(scores) == 1 for scores in rated)} rate all completions alike; none has more than "
         f"{max(len(prompt.candidates) for prompt in prompts)} completions. To go on, {fewer}give different numbers in "

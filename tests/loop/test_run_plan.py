@@ -11,9 +11,11 @@ from prefloop import cli
 from prefloop.commands.plan import Prices, Stopwatch, _calls, _seconds, plan
 from prefloop.commands.smoke import smoke
 from prefloop.errors import DataError
+from prefloop.inputs import resolve_prompts
 from prefloop.judge.llm import Llm
 from prefloop.launch import read_recipe
 from prefloop.loop import run
+from tiny import write_jsonl
 
 SETTINGS = [
     "prompts_per_round=32",
@@ -84,6 +86,25 @@ def test_smoke_goes_through_every_stage_and_cleans_up(tmp_path):
     assert (done.prompts, done.steps, done.kept) == (4, 1, False)
     assert done.seconds <= time.monotonic() - began
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["sdpo", "cofs_dpo"])
+def test_a_method_with_a_round_for_each_source_is_smoked_and_planned_in_one(method, tmp_path):
+    rows = [
+        {"prompt": f"Day {i}: Tom was", "chosen": f" happy {i}.", "rejected": f" sad {i}.", "source": "ab"[i % 2]}
+        for i in range(60)
+    ]
+    data = ["policy=embedded", f"prompts={write_jsonl(tmp_path / 'pairs.jsonl', rows)}", "prompts.holdout=0.5"]
+    settings = [*data, "eval_judge=lexicon", "eval_sampler.max_new_tokens=8", "evaluate.prompts=20", "threads=1"]
+    recipe = read_recipe(method, settings)[0]
+    done = smoke(recipe, tmp_path / "out")
+    assert done.steps == 1
+    assert not (tmp_path / "out").exists()
+    found = plan(recipe, Prices(), probe=8)
+    assert found.rounds == 2
+    assert found.prompts - len(resolve_prompts(recipe).train) in (0, 1), "each prompt once"
+    with pytest.raises(DataError, match="for 1 rounds; set rounds=2"):
+        smoke(read_recipe(method, [*settings, "rounds=1"])[0], tmp_path / "out")
 
 
 def test_smoke_can_keep_its_folder(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def test_a_row_that_no_round_takes_stops_nothing():
 def test_a_later_round_is_looked_at_too():
     rated, tied = [prompt(i, 1.0, 0.0, origin="a") for i in range(5)], [prompt(i, 1.0, 1.0, origin="b") for i in (5, 6)]
     check("cofs_dpo", [*rated, *(prompt(i, 0.0, 2.0, origin="b") for i in (5, 6))])
-    with pytest.raises(DataError, match=r"no pair in round 1 .*Of 2 prompts 0 have no ratings and 2 rate all .*alike"):
+    with pytest.raises(DataError, match=r"no pairs in round 1 .*Of 2 prompts 0 have no ratings and 2 rate all .*alike"):
         check("cofs_dpo", [*rated, *tied])
 
 
@@ -54,5 +54,5 @@ def test_with_another_judge_ratings_are_not_asked_for():
 def test_one_pair_among_many_prompts_is_enough():
     check("dpo", [*(prompt(i, 1.0, 1.0) for i in range(200)), prompt(200, 1.0, 0.0)])
     check("curry_dpo", [prompt(0, 3.0, 2.0, 1.0), *(prompt(i, 1.0, 0.0) for i in range(1, 9))], "rounds=2")
-    with pytest.raises(DataError, match=r"no pair in round 2 .*more than 3 completions.* set rounds=2, or give"):
+    with pytest.raises(DataError, match=r"no pairs in round 2 .*more than 3 completions.* set rounds=2, or give"):
         check("curry_dpo", [prompt(0, 3.0, 2.0, 1.0), *(prompt(i, 1.0, 0.0) for i in range(1, 9))])

@@ -58,6 +58,19 @@ def test_margin_shares_use_every_prompt_once_and_margins_fall(rounds):
     assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize("by", ["source", "margin"])
+def test_a_round_takes_as_many_prompts_of_its_share_as_asked_for(by):
+    found = prompts(*["a", "b"] * 10)
+    margins = {f"p{i}": float(i) for i in range(20)}
+    for number in (0, 1):
+        share = EasyFirst(by=by)(found, ask(number, **margins))
+        some = EasyFirst(by=by)(found, ask(number, per_round=4, **margins))
+        assert (len(share), len(some)) == (10, 4)
+        assert [p for p in share if p in some] == some
+        assert some != share[:4], "drawn, not the first ones"
+        assert EasyFirst(by=by)(found, ask(number, per_round=40, **margins)) == share
+
+
 def test_missing_sources_are_named():
     with pytest.raises(DataError, match="f:0: no column `source`"):
         EasyFirst()(prompts(None), ask(0, p0=1.0))

@@ -12,7 +12,8 @@ from typing import Any
 from prefloop.artifact import read_json
 from prefloop.commands.small import SCRIPT, scripted_judge, shrunk
 from prefloop.components import Parts, build_parts
-from prefloop.inputs import held_out, resolve_prompts
+from prefloop.data_needs import check_data
+from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.judge.llm import Llm
 from prefloop.ledger import SUMMARY
 from prefloop.loop import run
@@ -20,6 +21,8 @@ from prefloop.recipe import Recipe
 
 PROBE_PROMPTS = 64
 """Prompts of the probe, and held-out prompts of its evaluation; one part of a run, so that batches are as large."""
+EACH_ONCE = ("easy_first", "domains")
+"""Orders that give each prompt to one round."""
 TEMPLATE_TOKENS = 350
 """Tokens of a judge's template around prompt and completions; an estimate, where the judge is not asked."""
 
@@ -125,7 +128,9 @@ def plan(recipe: Recipe, prices: Prices, probe: int = PROBE_PROMPTS, ask_judge: 
     """
     parts = build_parts(recipe)
     found = resolve_prompts(recipe)
-    per_round = min(recipe.prompts_per_round or len(found.train), len(found.train))
+    check_data(recipe, resolve_policy(recipe), found.train, held_out(recipe, found))
+    share = math.ceil(len(found.train) / recipe.rounds) if recipe.order.kind in EACH_ONCE else len(found.train)
+    per_round = min(recipe.prompts_per_round or share, share)
     evaluated = len(held_out(recipe, found))
     folder = Path(tempfile.mkdtemp(prefix="prefloop-plan-"))
     try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from prefloop.artifact import set_aside
 from prefloop.commands.small import shrunk
 from prefloop.components import build_parts
+from prefloop.data_needs import check_data
 from prefloop.errors import DataError
+from prefloop.inputs import held_out, resolve_policy, resolve_prompts
 from prefloop.loop import run
 from prefloop.protocols import Progress
 from prefloop.recipe import Recipe
@@ -50,6 +52,8 @@ def smoke(
     """
     folder = root / FOLDER
     began = time.monotonic()
+    found = resolve_prompts(recipe)
+    check_data(recipe, resolve_policy(recipe), found.train, held_out(recipe, found))
     for number, prompts in enumerate(PROMPTS):
         if folder.exists():
             set_aside(folder, "earlier")
@@ -59,7 +63,7 @@ def smoke(
         except DataError as error:
             if "no pairs" not in str(error) or number == len(PROMPTS) - 1:
                 raise
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # where the data themselves make none, nothing was written
     facts = summary["rounds"][0]["facts"]
     if not keep:
         shutil.rmtree(folder)

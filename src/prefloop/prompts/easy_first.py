@@ -11,12 +11,14 @@ from prefloop.errors import DataError
 from prefloop.prompts.choice import places_by_origin
 from prefloop.prompts.store import ids_of, index_of, pick
 from prefloop.protocols import Allotment
-from prefloop.rows import Prompt
+from prefloop.rows import Prompt, digest_of
 
 
 @dataclass(frozen=True)
 class EasyFirst:
-    """Give each round one share of the data, the easiest first; every prompt is used once.
+    """Give each round one share of the data, the easiest first; every prompt is used once at most.
+
+    With `prompts_per_round` a round takes that many prompts of its share, drawn by the seed; else all of them.
 
     Easy means that the starting policy prefers the chosen completion already: log π(chosen) > log π(rejected), summed
     over tokens. The paper speaks of the reward of the starting policy, which is identically 0 where that policy is also
@@ -40,10 +42,10 @@ class EasyFirst:
         if self.by == "source":
             sources = self._sources(prompts, ask.rounds)
             easiest = sorted(sources, key=lambda name: (-accuracy(sources[name], ask.margins), name))
-            return sources[easiest[ask.round]]
+            return _some(sources[easiest[ask.round]], ask)
         ranked = np.lexsort((index_of(prompts).ids, -margins_of(prompts, ask.margins)))
         begin, end = (len(ranked) * number // ask.rounds for number in (ask.round, ask.round + 1))
-        return pick(prompts, ranked[begin:end])
+        return _some(pick(prompts, ranked[begin:end]), ask)
 
     def check_prompts(self, prompts: Sequence[Prompt], rounds: int) -> None:
         """Refuse data without a difficulty, and, where `by` is source, without as many sources as there are rounds.
@@ -73,6 +75,14 @@ class EasyFirst:
                 f"rounds={len(sources)}, or order.by=margin"
             )
         return sources
+
+
+def _some(share: Sequence[Prompt], ask: Allotment) -> Sequence[Prompt]:
+    """Return as many prompts of a share as are asked for, in the order of the share."""
+    if ask.per_round is None or ask.per_round >= len(share):
+        return share
+    draws = [digest_of(ask.seed, name) for name in ids_of(share)]
+    return pick(share, np.sort(np.argsort(draws)[: ask.per_round]))
 
 
 def accuracy(prompts: Sequence[Prompt], margins: Mapping[str, float]) -> float:
