@@ -22,7 +22,7 @@ from prefloop import shelf, stages
 from prefloop.artifact import MANIFEST, Artifact, Key
 from prefloop.batching import Scorer, scored_ahead, serves
 from prefloop.errors import Interrupted, PrefloopError
-from prefloop.protocols import RoundContext, Sampler
+from prefloop.protocols import RoundContext, Sampler, needs_logps
 from prefloop.rows import JudgedGroup, PolicyRef, PreferencePair, Prompt, SampleGroup
 from prefloop.stages import Draw, NamedJudge, Run
 
@@ -167,6 +167,7 @@ def scoring(run: Run, folder: Path, scored: Scored, named: NamedJudge, context: 
     process. An error in here is not the round's: 4-batches meets it again.
     """
     apart = scored.reference is None or run.team.size > 1 or run.parts.corrector is not None
+    apart |= needs_logps(run.parts.pair_builder)
     if apart or not worth(run, run.parts.sampler, named) or (folder / "4-batches" / MANIFEST).exists():
         yield
         return

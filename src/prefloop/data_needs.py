@@ -1,5 +1,6 @@
 """What the parts of a recipe need of the data that the user brings: looked at before any work."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,7 +48,9 @@ def check_data(recipe: Recipe, policy: PolicyRef, train: Sequence[Prompt], holdo
             part = parts.sampler
             if isinstance(part, ChecksPrompts):
                 part.check_prompts(prompts, recipe.rounds)
-            _check_given_pairs(its, parts, prompts, RoundContext(recipe.seed, number, policy, policy, (policy,)))
+            # Log-probs are not known yet, and decide which pairs there are, not whether.
+            context = RoundContext(recipe.seed, number, policy, policy, (policy,), logps=defaultdict(float))
+            _check_given_pairs(its, parts, prompts, context)
 
 
 def usable_prompts(prompts: Sequence[Prompt], parts: Parts) -> Sequence[Prompt]:

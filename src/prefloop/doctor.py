@@ -34,7 +34,8 @@ ASIDE = "damaged"
 _ABOVE: dict[str, dict[str, tuple[str, ...]]] = {
     "2-judged": {"samples": ("1-samples",)},
     "2b-corrected": {"judged": ("2-judged",)},
-    "3-pairs": {"judged": ("2b-corrected", "2-judged")},
+    "2c-logps": {"judged": ("2b-corrected", "2-judged")},
+    "3-pairs": {"judged": ("2b-corrected", "2-judged"), "logps": ("2c-logps",)},
     "5-policy": {"batches": ("4-batches",)},
     "3-start-logps": {"judged": ("2-judged",)},
     "4-decision": {"judged": ("2-judged",), "logps": ("3-start-logps",)},

@@ -35,7 +35,7 @@ from prefloop.waves import Reader, shares_weights, write_waves
 
 
 def start_logps(run: Run, path: Path, judged: Artifact[JudgedGroup], start: PolicyRef) -> Artifact[CompletionScore]:
-    """6-report/3-start-logps: log-probs of the held-out completions under the run's first policy, for the KL."""
+    """Log-probs of completions under the run's first policy: 6-report/3-start-logps for the KL, 2c-logps for pairs."""
     key = Key("start-logps", {}, {"judged": judged.digest, "start": start.digest})
     opened = run.open(path, key, CompletionScore, together=True)
     if isinstance(opened, Artifact):

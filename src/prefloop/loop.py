@@ -37,6 +37,7 @@ from prefloop.protocols import (
     Progress,
     Quiet,
     RoundContext,
+    needs_logps,
     one_sided,
     views_of,
 )
@@ -224,7 +225,10 @@ def _round(
         prompts = MadePrompts(asked)
         samples, judged = ahead.sampled_and_judged(here, folder, prompts, _draw(here), _judge(here), context)
     corrected = correct(here, folder / "2b-corrected", judged, _draw(here), _judge(here), context)
-    pairs = stages.pair(here, folder / "3-pairs", corrected, context)
+    logps = None
+    if needs_logps(here.parts.pair_builder):
+        logps = evidence.start_logps(here, folder / "2c-logps", corrected, standing.start)
+    pairs = stages.pair(here, folder / "3-pairs", corrected, context, logps)
     batches = batching.batch(here, folder / "4-batches", [*replayed, pairs], reference, start)
     lineage = Lineage(number, start, reference, _card(here, number, start, reference), standing.past)
     policy = training.update(here, folder / "5-policy", batches, lineage, recipe.seed + number)
@@ -380,6 +384,11 @@ def check_pairs_fit(recipe: Recipe, parts: Parts) -> None:
         raise ConfigError(
             f"loss.kind: {recipe.loss.kind} compares two sides, and pair_builder.kind {recipe.pair_builder.kind} makes "
             "completions without a rival; choose a loss for unpaired data, such as sft, or another pair builder"
+        )
+    if needs_logps(builder) and recipe.trains == reward_run.TRAINS:
+        raise ConfigError(
+            f"pair_builder.kind: {recipe.pair_builder.kind} orders pairs by a policy's log-probs here, and trains: "
+            "reward_model has none; set pair_builder.by=rating"
         )
     missing = [name for name in views_of(loss) if name not in views_of(builder)]
     if missing:

@@ -6,7 +6,7 @@ A part is a frozen dataclass whose fields are its settings. Parts that load a mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -33,6 +33,8 @@ class RoundContext:
     `seed` is the run's seed: every random stream is a function of (seed, round, prompt id, completion index).
     `versions` are the policies that were promoted so far, the first one included, oldest first. A negative `round` is a
     measurement on held-out prompts. `scratch` is a folder in which a judge may keep what must not be paid for twice.
+    `logps` are the completions' log-probs under `start`, summed over tokens, in nats, by completion id: there only
+    where the pair builder `needs_logps`.
     """
 
     seed: int
@@ -41,6 +43,7 @@ class RoundContext:
     start: PolicyRef
     versions: tuple[PolicyRef, ...] = ()
     scratch: str | None = None
+    logps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,8 @@ class PairBuilder(Protocol):
     Where `needs_scores` is false, completions are not judged first. Where `needs_gold` is true, only prompts with a
     reference answer take part; where `needs_scores` is true too, that answer is judged beside the completions. One that
     makes views for a loss has a class attribute `views`, their names: see `views_of`. Where `one_sided` is true, a pair
-    may have an `ABSENT` side. One that reads `JudgedGroup.solutions` has a class attribute `needs_steps = True`.
+    may have an `ABSENT` side. One that reads `JudgedGroup.solutions` has a class attribute `needs_steps = True`; one
+    that reads `RoundContext.logps` has `needs_logps = True`.
     """
 
     needs_scores: ClassVar[bool]
@@ -250,6 +254,11 @@ def reads_squares(loss: Loss) -> bool:
 def one_sided(builder: PairBuilder) -> bool:
     """Return whether a pair builder's pairs may have an absent side; most have none and do not say so."""
     return bool(getattr(builder, "one_sided", False))
+
+
+def needs_logps(builder: PairBuilder) -> bool:
+    """Return whether a pair builder reads the first policy's log-probs; most do not and do not say so."""
+    return bool(getattr(builder, "needs_logps", False))
 
 
 def needs_steps(builder: PairBuilder) -> bool:

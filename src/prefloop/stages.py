@@ -23,6 +23,7 @@ from prefloop.protocols import Allotment, Judge, Progress, RoundContext, Sampler
 from prefloop.recipe import Recipe
 from prefloop.rows import (
     Completion,
+    CompletionScore,
     JudgedGroup,
     PolicyRef,
     PreferencePair,
@@ -361,8 +362,14 @@ def judged_group(group: SampleGroup, verdict: Verdict, judge_name: str) -> Judge
     )
 
 
-def pair(run: Run, path: Path, judged: Artifact[JudgedGroup], context: RoundContext) -> Artifact[PreferencePair]:
-    """3-pairs: chosen against rejected.
+def pair(
+    run: Run,
+    path: Path,
+    judged: Artifact[JudgedGroup],
+    context: RoundContext,
+    logps: Artifact[CompletionScore] | None = None,
+) -> Artifact[PreferencePair]:
+    """3-pairs: chosen against rejected, with the first policy's `logps` where the pair builder needs them.
 
     Raises:
         DataError: no group has a usable difference.
@@ -373,9 +380,12 @@ def pair(run: Run, path: Path, judged: Artifact[JudgedGroup], context: RoundCont
         "seed": context.seed,
         "round": context.round,
     }
-    opened = run.open(path, Key("pairs", settings, {"judged": judged.digest}), PreferencePair)
+    inputs = {"judged": judged.digest} | ({"logps": logps.digest} if logps else {})
+    opened = run.open(path, Key("pairs", settings, inputs), PreferencePair)
     if isinstance(opened, Artifact):
         return opened
+    if logps is not None:
+        context = replace(context, logps={row.completion_id: math.fsum(row.token_logps) for row in logps})
     count = 0
     for index, part in enumerate(batched(run.parts.pair_builder(judged, context), PAIRS_PER_PART)):
         opened.write_part(index, part)

@@ -111,6 +111,28 @@ def test_curry_dpo_climbs_the_ladder_of_the_given_ratings(tmp_path):
     assert len({policy["digest"] for policy in policies}) == 4
 
 
+def test_curry_dpo_by_log_prob_takes_the_likeliest_choices_first(tmp_path):
+    data = ["policy=embedded", f"prompts={rated_prompts(tmp_path / 'rated.jsonl')}", "prompts.holdout=0.5"]
+    more = ["eval_judge=lexicon", "prompts_per_round=null", "rounds=3", "pair_builder.by=logp"]
+    call("curry_dpo", tmp_path / "out", *data, *more, settings=GIVEN)
+    model = AutoModelForCausalLM.from_pretrained(embedded_policy()).eval()
+    gaps: dict[str, list[float]] = {}
+    for number in range(3):
+        for pair in load_artifact(tmp_path / "out" / f"round-00{number}" / "4-batches", TokenizedPair):
+            scores = [plain_logp(model, pair.context, tokens) for tokens in (pair.chosen, pair.rejected)]
+            gaps.setdefault(str(pair.context), []).append(scores[0] - scores[1])
+    assert gaps
+    assert all(len(found) == 3 and found == sorted(found, reverse=True) for found in gaps.values())
+    assert len({round(found[0], 3) for found in gaps.values()}) > 1
+
+
+def plain_logp(model, context, tokens) -> float:
+    """log π(tokens | context) by transformers alone."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*context, *tokens]])).logits[0, len(context) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).sum())
+
+
 def test_curry_dpo_with_a_fixed_reference_keeps_it(tmp_path):
     data = ["policy=embedded", f"prompts={rated_prompts(tmp_path / 'rated.jsonl')}", "prompts.holdout=0.5"]
     more = ["eval_judge=lexicon", "prompts_per_round=null", "reference=initial", "train.learning_rate=3e-4"]

@@ -105,3 +105,30 @@ def test_one_bucket_is_every_pair():
 def test_steps_must_be_positive():
     with pytest.raises(ConfigError, match=r"pair_builder\.steps"):
         Curriculum(steps=0)
+
+
+def test_by_log_prob_the_likeliest_choice_comes_first_whatever_the_rating_gap():
+    """Card, section 6: easy is a large gap in log-prob under the reference; the best rated is chosen all the same."""
+    rated = group("x", {"R1": 5.0, "R2": 4.0, "R3": 2.0, "R4": 1.0})
+    logps = {"xR1": -10.0, "xR2": -30.0, "xR3": -12.0, "xR4": -9.0}
+    builder = Curriculum(by="logp")
+    for shift in (0.0, 7.5):  # a constant on all log-probs of a prompt is no gap
+        known = {name: value + shift for name, value in logps.items()}
+        found = [
+            (p.chosen.text, p.rejected.text)
+            for number in range(3)
+            for p in builder([rated], RoundContext(0, number, POLICY, POLICY, logps=known))
+        ]
+        assert found == [("R1", "R2"), ("R1", "R3"), ("R1", "R4")]
+
+
+def test_by_log_prob_over_all_prompts():
+    groups = [group(name, {"a": 2.0, "b": 1.0}) for name in "xyz"]
+    logps = {"xa": -1.0, "xb": -2.0, "ya": -1.0, "yb": -9.0, "za": -5.0, "zb": -1.0}
+    builder = Curriculum(by="logp", scope="global")
+    found = [
+        p.prompt.prompt_id
+        for number in range(3)
+        for p in builder(groups, RoundContext(0, number, POLICY, POLICY, logps=logps))
+    ]
+    assert found == ["y", "x", "z"]

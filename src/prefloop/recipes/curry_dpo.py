@@ -13,8 +13,8 @@ Reads the responses and ratings of the data (`completions` and `scores`, or `cho
 model that prefloop ships.
 
 Departs from the source: neutral defaults (ours) stand for the settings that were not found; ties with the best make no
-pair (the paper's rule was not found); a round is promoted only if the gate accepts it; the gap in log-prob as a measure
-of difficulty (the paper's second one, recalled) is not offered.
+pair (the paper's rule was not found); a round is promoted only if the gate accepts it. The paper's second measure of
+difficulty, the gap in log-prob (recalled; how it is normalised was not found), is `pair_builder.by=logp`.
 """
 
 from prefloop.recipe import Recipe, Spec
