@@ -234,8 +234,8 @@ def _keeps_old_head(site: Site, folder: str) -> Trouble | None:
     if on_cpu and AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().tie_word_embeddings:
         raise SamplerError(
             f"sampler.update: {site.url} is vLLM on a CPU, and {folder} has tied word embeddings: an exchange of "
-            "weights leaves its output layer as it was. Train an adapter (train.lora.rank, round_exit: keep) and start the "
-            "server with --enable-lora, or set sampler.kind=vllm"
+            "weights leaves its output layer as it was. Train an adapter (train.lora.rank, round_exit: keep) and start "
+            "the server with --enable-lora, or set sampler.kind=vllm"
         )
     return None
 
