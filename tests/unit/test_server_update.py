@@ -58,8 +58,8 @@ def merged(policy):
 class Weights:
     """What a server has in memory. A text says of which folders it is."""
 
-    def __init__(self, started=START.path, dev=True, lora=True, sees=lambda folder: True):
-        self.started, self.dev, self.lora, self.sees = started, dev, lora, sees
+    def __init__(self, started=START.path, dev=True, lora=True, sees=lambda folder: True, device="cuda"):
+        self.started, self.dev, self.lora, self.sees, self.device = started, dev, lora, sees, device
         self.told, self.restart_at, self.paused = [], None, False
         self.restart()
 
@@ -98,7 +98,9 @@ class Vllm(Weights):
             models = [{"id": self.started, "root": self.started, "parent": None, "owned_by": "vllm"}]
             models += [{"id": n, "root": p, "parent": self.started} for n, p in self.adapters.items()]
             found = {"/v1/models": {"data": models}, "/version": {"version": "0.32.0"}}
-            return (found | ({"/weight_info": {"weight_version": self.version}} if self.dev else {})).get(path)
+            config = {"vllm_config": {"device_config": {"device": self.device}}}
+            opened = {"/weight_info": {"weight_version": self.version}, "/server_info?config_format=json": config}
+            return (found | (opened if self.dev else {})).get(path)
         if path == "/v1/load_lora_adapter":
             return self.load_adapter(body, Misbehave(404, body='{"error": {"message": "No adapter found for <path>"}}'))
         if path == "/v1/unload_lora_adapter":
@@ -282,6 +284,18 @@ def test_a_vllm_that_can_be_told_nothing_is_named_with_both_causes(policies):
             drawn(policies[0], endpoint, update="vllm")
         with pytest.raises(SamplerError, match="By adapter: the policy has none"):
             drawn(merged(policies[0]), endpoint, update="vllm")
+
+
+def test_a_vllm_that_would_keep_its_old_output_layer_is_not_given_weights(policies):
+    weights = Vllm(device="cpu")
+    with serving(weights) as endpoint:
+        with pytest.raises(SamplerError, match=r"vLLM on a CPU, and .*5-policy has tied word embeddings: .*kind=vllm"):
+            drawn(merged(policies[0]), endpoint, update="vllm")
+        assert weights.told == []
+        assert drawn(policies[0], endpoint, update="vllm") == of_adapter(policies[0])
+        config = Path(policies[1].path, "config.json")
+        config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+        assert drawn(merged(policies[1]), endpoint, update="vllm") == of_folder(policies[1])
 
 
 def test_a_cache_that_keeps_old_keys_stops_the_run(policies):
