@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefloop import training
+from prefloop import batching
 from prefloop.artifact import load_artifact
 from prefloop.errors import CorruptArtifact
 from prefloop.launch import read_recipe
@@ -130,7 +130,7 @@ def test_a_second_run_takes_over_what_the_first_one_scored(tmp_path, monkeypatch
         scored.append(len(part))
         return score_reference(model, part, **settings)
 
-    monkeypatch.setattr(training, "score_reference", counted)
+    monkeypatch.setattr(batching, "score_reference", counted)
     settings = ["policy=embedded", f"prompts={existing_pairs(tmp_path / 'p.jsonl')}", "sampler.kind=given", "rounds=1"]
     settings += ["judge.kind=given", "prompts.holdout=0.5", "prompts_per_round=null", "train.pairs_per_step=16"]
     settings += ["eval_judge=lexicon", "eval_sampler={kind: hf, max_new_tokens: 4}", "evaluate.prompts=4"]
