@@ -133,8 +133,9 @@ class Scorer:
         return self.cache.score(part, self._live) if self.cache else self._live(part)
 
     def _live(self, part: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        reader = self.reader
         return score_reference(
-            self.reader.lm.model, part, self.reader.layout, self.tokens_per_batch, team=self.reader.team
+            reader.lm.model, part, layout=reader.layout, tokens_per_batch=self.tokens_per_batch, team=reader.team
         )
 
 
