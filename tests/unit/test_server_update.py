@@ -18,7 +18,7 @@ from prefloop.inputs import embedded_policy
 from prefloop.models.causal_lm import folder_digest
 from prefloop.protocols import RoundContext
 from prefloop.rows import VERBATIM, Message, PolicyRef, Prompt, prompt_id
-from prefloop.sample import _server_update
+from prefloop.sample import _server_vllm
 from prefloop.sample.server import Server
 from scripted_endpoint import Misbehave, ScriptedEndpoint
 
@@ -32,7 +32,7 @@ PROMPTS = [
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setattr(endpoint_module, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(_server_update, "EMPTY_WITHIN", 0.2)
+    monkeypatch.setattr(_server_vllm, "EMPTY_WITHIN", 0.2)
 
 
 @pytest.fixture

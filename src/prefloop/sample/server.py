@@ -17,7 +17,8 @@ from prefloop.sample._server_asking import Asking
 from prefloop.sample._server_hold import Hold, Serving
 from prefloop.sample._server_lanes import Lane, Lanes
 from prefloop.sample._server_reader import Reader
-from prefloop.sample._server_update import KINDS, Site, tell_of
+from prefloop.sample._server_site import Site
+from prefloop.sample._server_update import KINDS, tell_of
 from prefloop.sample._server_wire import LEVEL_REFUSED, Drawn, Wanted, request_of
 from prefloop.sample.hf import stream_seed
 
