@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 
 from prefloop.pair.curriculum import Curriculum
+from prefloop.protocols import RoundContext
 from prefloop.rows import JudgedGroup, PreferencePair, digest_of
 
 
@@ -14,7 +15,7 @@ class ShuffledLadder(Curriculum):
     seed: int = 0
     """Of the draw; the prompt takes part in it."""
 
-    def _ladder(self, group: JudgedGroup, number: int) -> list[PreferencePair]:
-        pairs = super()._ladder(group, number)
+    def _ladder(self, group: JudgedGroup, context: RoundContext) -> list[PreferencePair]:
+        pairs = super()._ladder(group, context)
         random.Random(digest_of("shuffled ladder", self.seed, group.prompt.prompt_id)).shuffle(pairs)
         return pairs

@@ -49,7 +49,7 @@ class Curriculum:
     def __call__(self, groups: Iterable[JudgedGroup], context: RoundContext) -> Iterator[PreferencePair]:
         """Yield the pairs of round `context.round`."""
         step = context.round % self.steps
-        ladders = (sorted(self._ladder(group, context.round), key=self._ease(context)) for group in groups)
+        ladders = (self._ladder(group, context) for group in groups)
         if self.scope == "prompt":
             yield from (ladder[step] for ladder in ladders if step < len(ladder))
             return
@@ -64,8 +64,8 @@ class Curriculum:
 
         return lambda pair: (-gap(pair), pair.prompt.prompt_id, pair.rejected.text)
 
-    def _ladder(self, group: JudgedGroup, number: int) -> list[PreferencePair]:
-        """Return the pairs of one prompt; of completions of one text the best scored counts."""
+    def _ladder(self, group: JudgedGroup, context: RoundContext) -> list[PreferencePair]:
+        """Return the pairs of one prompt, the easiest first; of completions of one text the best scored counts."""
         scored = [(s, c) for s, c in zip(group.scores, group.completions, strict=True) if s is not None]
         scored.sort(key=_best_first)
         first: dict[str, Scored] = {}
@@ -75,7 +75,7 @@ class Curriculum:
         if not ranked:
             return []
         best_score, best = ranked[0]
-        return [
+        pairs = [
             PreferencePair(
                 pair_id=digest_of(best.completion_id, other.completion_id),
                 prompt=group.prompt,
@@ -87,11 +87,12 @@ class Curriculum:
                 win_prob=None,
                 weight=1.0,
                 builder=f"curriculum/{self.scope}",
-                round=number,
+                round=context.round,
             )
             for score, other in ranked[1:]
             if score < best_score
         ]
+        return sorted(pairs, key=self._ease(context))
 
 
 def _best_first(item: Scored) -> tuple[float, str, str]:
