@@ -89,8 +89,10 @@ def _keeps_old_head(site: Site, folder: str) -> Trouble | None:
     config = (info or {}).get("vllm_config")
     device = config.get("device_config") if isinstance(config, dict) else None
     on_cpu = isinstance(device, dict) and device.get("device") == "cpu"
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if on_cpu and config.get_text_config().tie_word_embeddings:
+    if not on_cpu:
+        return None
+    model = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if model.get_text_config().tie_word_embeddings:
         raise SamplerError(
             f"sampler.update: {site.url} is vLLM on a CPU, and {folder} has tied word embeddings: an exchange of "
             "weights leaves its output layer as it was. Train an adapter (train.lora.rank, round_exit: keep) and start "
