@@ -11,7 +11,7 @@ Only where the sampler or the judge waits on an endpoint: what computes in this 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -33,7 +33,7 @@ R = TypeVar("R")
 class Worker:
     """A thread that goes over the parts of a stage as they are finished.
 
-    `work` yields after each part that it has looked at. It is told that the stage above is finished by `above_is_done`.
+    `work` yields after each part that it has looked at. `complete` tells it that the stage above is finished.
     """
 
     work: Callable[["Worker"], Iterator[None]]
@@ -110,7 +110,7 @@ def waits(component: object) -> bool:
     if getattr(component, "base_url", None) is not None:
         return True
     members = getattr(component, "judges", ())
-    return any(isinstance(m, dict) and m.get("base_url") is not None for m in members)
+    return any(isinstance(m, Mapping) and m.get("base_url") is not None for m in members)
 
 
 def sampled_and_judged(
@@ -175,6 +175,8 @@ def scoring(run: Run, folder: Path, scored: Scored, named: NamedJudge, context: 
     def score(worker: Worker) -> Iterator[None]:
         while not (waits(run.parts.sampler) or (folder / "1-samples" / MANIFEST).exists() or worker.ended()):
             time.sleep(shelf.POLL)
+        if worker.ended():
+            raise _Left  # before a model is loaded that nobody waits for
         scorer = Scorer.of(run, scored.reference, scored.policy)
         made = scored_ahead(run, folder / "4-batches", scorer)
         judged = shelf.folder_of(folder / "2-judged")

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prefloop import evidence, ledger, stages
+from prefloop import ahead, evidence, ledger, stages
 from prefloop.artifact import Artifact, Building, Key, load_artifact
 from prefloop.components import build_parts, key_of
 from prefloop.errors import ConfigError, DataError
@@ -140,11 +140,10 @@ def _measure_start(here: Run, policy: PolicyRef, holdout: list[Prompt], summary:
         spec, judge = recipe.eval_sampler or recipe.sampler, recipe.eval_judge or recipe.judge
         assert judge is not None  # build_parts has refused a recipe without one
         draw = stages.Draw(here.parts.eval_sampler, key_of(here.parts.eval_sampler, spec.kind))
-        samples = stages.sample(here, folder / "1-samples", holdout, draw, context)
         named = stages.NamedJudge(here.parts.eval_judge, judge.kind)
-        standing.samples = samples
-        standing.judged = stages.judge(here, folder / "2-judged", samples, named, context)
-        summary["start"] = evidence.start_facts(here, samples, standing.judged)
+        samples, judged = ahead.sampled_and_judged(here, folder, holdout, draw, named, context)
+        standing.samples, standing.judged = samples, judged
+        summary["start"] = evidence.start_facts(here, samples, judged)
     return standing
 
 
@@ -155,9 +154,8 @@ def _pairs(
     recipe, parts = here.recipe, here.parts
     assert recipe.judge is not None  # build_parts has refused a recipe without one
     draw = stages.Draw(parts.sampler, key_of(parts.sampler, recipe.sampler.kind))
-    samples = stages.sample(here, folder / "1-samples", prompts, draw, context)
     judge = stages.NamedJudge(parts.judge, recipe.judge.kind, with_gold=parts.pair_builder.needs_gold)
-    judged = stages.judge(here, folder / "2-judged", samples, judge, context)
+    samples, judged = ahead.sampled_and_judged(here, folder, prompts, draw, judge, context)
     return samples, judged, stages.pair(here, folder / "3-pairs", judged, context)
 
 
